@@ -1,0 +1,57 @@
+"""Per-step scalars that cost microseconds: collected on the device, handed over at the Trainer's logging steps.
+
+``self.log`` costs about 220 us a key and step on a CPU even when no logger takes the value. A technique's term is
+wanted at the logging steps and as a mean over the epoch, so that is all that is computed here.
+"""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+
+class TermLog:
+    """Scalars of one training epoch: the last value of each and its running sum."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Tensor] = {}
+        self._sum: dict[str, Tensor] = {}
+        self._count: dict[str, int] = {}
+        self._on_progress_bar: set[str] = set()
+
+    def add(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+        value = value.detach().float()  # float32: a bf16 sum stops growing after a few hundred terms
+        self._last[name] = value
+        if name in self._sum:
+            self._sum[name] = self._sum[name] + value
+            self._count[name] += 1
+        else:
+            self._sum[name], self._count[name] = value, 1
+        if prog_bar:
+            self._on_progress_bar.add(name)
+
+    def hand_over_step(self, module: LightningModule) -> None:
+        """Give the last values to the loggers if this is a logging step. Call it in ``on_train_batch_end``."""
+        trainer = module.trainer
+        connector = trainer._logger_connector
+        if not self._last or not connector.should_update_logs or trainer.fit_loop._should_accumulate():
+            return
+        for name in self._on_progress_bar & self._last.keys():
+            module.log(name, self._last.pop(name), prog_bar=True, on_step=True, on_epoch=False)
+        # Past self.log, whose result collection would be walked in every later step as well.
+        connector.log_metrics(self._last)
+        self._last = {}
+
+    def hand_over_epoch(self, module: LightningModule) -> None:
+        """Log each term's mean over the epoch as ``<name>_epoch``. Call it in ``on_train_epoch_end``."""
+        for name, total in self._sum.items():
+            module.log(f"{name}_epoch", total / self._count[name], sync_dist=True)
+        self.__init__()  # type: ignore[misc]
+
+
+def term_log(module: LightningModule) -> TermLog:
+    """The module's one :class:`TermLog`, made at first use (never part of its state)."""
+    log = module.__dict__.get("_term_log")
+    if log is None:
+        log = module.__dict__["_term_log"] = TermLog()
+    return log
