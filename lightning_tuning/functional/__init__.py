@@ -1,0 +1,29 @@
+"""Pure functions on tensors: the mathematics of the techniques. Nothing here knows Lightning."""
+
+from .averaging import ema_decay, ema_update_
+from .divergence import kl_divergence, symmetric_kl_divergence
+from .mixing import mix, sample_beta
+from .penalty import l1_norm
+from .perturbation import asam_ascent, global_norm, sam_ascent
+from .pseudo_label import fixmatch_loss
+from .rng import RngState, get_rng_state, set_rng_state
+from .targets import class_probabilities, smooth_labels
+
+__all__ = [
+    "RngState",
+    "asam_ascent",
+    "class_probabilities",
+    "ema_decay",
+    "ema_update_",
+    "fixmatch_loss",
+    "get_rng_state",
+    "global_norm",
+    "kl_divergence",
+    "l1_norm",
+    "mix",
+    "sam_ascent",
+    "sample_beta",
+    "set_rng_state",
+    "smooth_labels",
+    "symmetric_kl_divergence",
+]

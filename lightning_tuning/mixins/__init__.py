@@ -1,0 +1,36 @@
+"""The techniques as mixins: ``class Net(SAMMixin, MixupMixin, MyLightningModule): ...``."""
+
+from .base import TuningMixin
+from .composition import STAGES, compose
+from .consistency.ema_teacher import EMATeacherMixin
+from .consistency.fixmatch import FixMatchMixin
+from .regularization.l1 import L1Mixin
+from .regularization.label_smoothing import LabelSmoothingMixin
+from .regularization.mixup import MixupMixin
+from .regularization.rdrop import RDropMixin
+from .regularization.sam import SAMMixin
+
+TECHNIQUES: tuple[type[TuningMixin], ...] = (
+    SAMMixin,
+    EMATeacherMixin,
+    FixMatchMixin,
+    MixupMixin,
+    RDropMixin,
+    LabelSmoothingMixin,
+    L1Mixin,
+)
+"""Every technique, in stage order: tests, tables and ``lightning-tuning list`` go through it."""
+
+__all__ = [
+    "STAGES",
+    "TECHNIQUES",
+    "EMATeacherMixin",
+    "FixMatchMixin",
+    "L1Mixin",
+    "LabelSmoothingMixin",
+    "MixupMixin",
+    "RDropMixin",
+    "SAMMixin",
+    "TuningMixin",
+    "compose",
+]

@@ -1,0 +1,60 @@
+"""Perturbations of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of all tensors taken as one vector: a scalar tensor."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+
+
+def sam_ascent(gradients: Sequence[Tensor], rho: float) -> tuple[Tensor, ...]:
+    """SAM's ascent step ``rho * g / ||g||`` (Foret et al., 2021, equation 2 with p = 2).
+
+    Args:
+        gradients: The gradient at the current weights, one tensor a parameter. A common factor (the scale of a
+            GradScaler) cancels.
+        rho: Radius of the neighbourhood: the Euclidean norm of the whole perturbation, > 0.
+
+    Returns:
+        The perturbation, one tensor a parameter.
+
+    Example:
+        >>> sam_ascent([torch.tensor([3.0]), torch.tensor([4.0])], rho=0.5)
+        (tensor([0.3000]), tensor([0.4000]))
+    """
+    scale = rho / (global_norm(gradients) + 1e-12)
+    return torch._foreach_mul(gradients, scale)
+
+
+def asam_ascent(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], adaptive: Sequence[bool], rho: float, eta: float
+) -> tuple[Tensor, ...]:
+    """ASAM's ascent step ``rho * T^2 g / ||T g||`` (Kwon et al., 2021, algorithm 1).
+
+    T is ``|w| + eta`` for the parameters that are scaled and 1 for the others. A rescaling of the layers that leaves
+    the network's function unchanged leaves the sharpness so measured unchanged too, as far as eta is small.
+
+    Args:
+        gradients: The gradient at the current weights, one tensor a parameter.
+        parameters: The weights, in the same order.
+        adaptive: Which of them are scaled; the authors scale the weights and leave the biases.
+        rho: Radius of the neighbourhood in the scaled space, > 0; about ten times SAM's.
+        eta: Keeps weights at zero movable, >= 0.
+
+    Returns:
+        The perturbation, one tensor a parameter.
+
+    Example:
+        >>> asam_ascent([torch.tensor([3.0])], [torch.tensor([-2.0])], [True], rho=0.5, eta=0.0)
+        (tensor([1.]),)
+    """
+    scales = [p.detach().abs() + eta if scaled else torch.ones_like(p) for p, scaled in zip(parameters, adaptive, strict=True)]
+    scaled_gradients = torch._foreach_mul(gradients, scales)
+    step = rho / (global_norm(scaled_gradients) + 1e-12)
+    return torch._foreach_mul(torch._foreach_mul(scaled_gradients, scales), step)

@@ -1,0 +1,199 @@
+"""The base of all mixins: the pass-through of each hook they may override, and what they share."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+from lightning_tuning.errors import CompositionError, InvalidValueError
+
+from .composition import check_composition, check_not_pytorch_lightning, hosts_of, own_arguments, techniques_of
+from .terms import term_log
+
+_SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
+
+
+class TuningMixin(LightningModule):
+    """Base of the mixins that add a technique to a LightningModule.
+
+    Write the mixins left of your module: ``class Net(SAMMixin, MixupMixin, MyModule): ...``. The class is checked when
+    Python creates it: the mixins' order, what they need of the module, argument names.
+    """
+
+    stem: ClassVar[str] = ""
+    """The technique's one name: its file, its arguments' prefix, its key ``train/<stem>``, its card."""
+    stage: ClassVar[str | None] = None
+    """Where it stands among the mixins: one of ``STAGES``, or None for anywhere left of the host."""
+    off: ClassVar[Mapping[str, Any]] = {}
+    """The argument values at which a training run is bitwise that of the bare host."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Methods that the host must define."""
+    sharded: ClassVar[bool] = False
+    """Whether it is right when each process holds only a part of every parameter."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_not_pytorch_lightning(cls)
+        check_composition(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _check_arguments(type(self), kwargs)
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def is_on(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether these settings (arguments by name; a missing one counts as off) switch the technique on."""
+        return any(settings.get(name, off) != off for name, off in cls.off.items())
+
+    def active_techniques(self) -> list[type[TuningMixin]]:
+        """The techniques of this instance that are switched on, left to right."""
+        return [t for t in techniques_of(type(self)) if t.is_on({name: getattr(self, name) for name in t.off})]
+
+    def tuning_settings(self) -> dict[str, Any]:
+        """The arguments of the techniques that are switched on, by name. They go into the loggers' run config."""
+        return {name: getattr(self, name) for t in self.active_techniques() for name in own_arguments(t)}
+
+    def class_count(self) -> int:
+        """The host's ``num_classes``: its attribute or hyper-parameter."""
+        count = getattr(self, "num_classes", None) or self.hparams.get("num_classes")
+        if count is None:
+            raise MisconfigurationException(
+                f"{hosts_of(type(self))[0].__name__} has no attribute num_classes, which "
+                f"{', '.join(t.__name__ for t in self.active_techniques() if 'num_classes' in t.needs)} needs. "
+                "Write self.num_classes = ... in its __init__."
+            )
+        return count
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The parameters that training changes: without frozen ones and without a teacher's."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def log_term(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
+        """Record a scalar of this step as ``train/<name>``: it is logged at the Trainer's logging steps, and its mean
+        over the epoch as ``train/<name>_epoch``.
+
+        Args:
+            name: The technique's stem, or the stem and what it is.
+            value: A scalar tensor; it is detached.
+            prog_bar: Whether it is shown on the progress bar.
+        """
+        term_log(self).add(f"train/{name}", value, prog_bar)
+
+    # The host's methods that mixins build on.
+
+    def compute_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The host's own loss, the end of the mixins' chain."""
+        self.__dict__["_saw_compute_loss"] = True
+        return super().compute_loss(logits, target)  # type: ignore[misc]
+
+    def pseudo_logits(self, x: Any) -> Tensor:
+        """Logits ``[N, C, ...]`` to read pseudo labels from, without gradient: the student's own, or a teacher's."""
+        with torch.no_grad():
+            return self(x)
+
+    def unpack_batch(self, batch: Any) -> tuple[Any, Tensor]:
+        """``(x, target)`` of a batch: the host's own method if it has one, else the first two items."""
+        host = super()
+        if hasattr(host, "unpack_batch"):
+            return host.unpack_batch(batch)
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise InvalidValueError(
+                f"The batch is a {type(batch).__name__}, not (x, target, ...). Define unpack_batch(batch) -> (x, target) "
+                f"and pack_batch(batch, x, target) -> batch in {hosts_of(type(self))[0].__name__}."
+            )
+        return batch[0], batch[1]
+
+    def pack_batch(self, batch: Any, x: Any, target: Tensor) -> Any:
+        """``batch`` with its inputs and target exchanged."""
+        host = super()
+        if hasattr(host, "pack_batch"):
+            return host.pack_batch(batch, x, target)
+        items = (x, target, *batch[2:])
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+
+    # Lightning's hooks.
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        active = self.active_techniques()
+        names = ", ".join(t.__name__ for t in active)
+        if active and not self.automatic_optimization:
+            raise MisconfigurationException(
+                f"{names}: mixins need automatic optimization, but {hosts_of(type(self))[0].__name__} sets "
+                "self.automatic_optimization = False. Remove that line, or the mixins."
+            )
+        if any("num_classes" in t.needs for t in active):
+            self.class_count()
+        strategy = type(self.trainer.strategy).__name__
+        unfit = ", ".join(t.__name__ for t in active if not t.sharded)
+        if unfit and strategy in _SHARDED_STRATEGIES:
+            raise MisconfigurationException(
+                f"{unfit} cannot train under {strategy}, which splits each parameter over the processes. Use preset:ddp."
+            )
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(self.tuning_settings())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        output = super().training_step(batch, batch_idx)
+        if output is not None and not self.__dict__.get("_saw_compute_loss"):
+            self._check_loss_is_used()
+        return output
+
+    def _check_loss_is_used(self) -> None:
+        """A host whose training_step never calls compute_loss would leave the mixins that change the loss dead."""
+        dead = [t.__name__ for t in self.active_techniques() if "compute_loss" in vars(t)]
+        if dead:
+            raise MisconfigurationException(
+                f"{hosts_of(type(self))[0].__name__}.training_step does not call self.compute_loss(logits, target), so "
+                f"{', '.join(dead)} would do nothing. Call it there instead of the loss function."
+            )
+        self.__dict__["_saw_compute_loss"] = True
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        term_log(self).hand_over_step(self)
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        term_log(self).hand_over_epoch(self)
+
+
+def add_to_loss(output: Any, term: Tensor) -> Any:
+    """What a ``training_step`` returned, with ``term`` added to its loss; None (a skipped step) stays None."""
+    if output is None:
+        return None
+    if isinstance(output, Mapping):
+        return {**output, "loss": output["loss"] + term}
+    return output + term
+
+
+def _check_arguments(cls: type, kwargs: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments that nobody takes. Runs right of all mixins: what is left is meant for the host."""
+    hosts = hosts_of(cls)
+    if not hosts:
+        raise CompositionError(
+            f"{cls.__name__} is a mixin without a host. Write: class Net({cls.__name__}, MyLightningModule): ..."
+        )
+    init = hosts[0].__init__
+    parameters = {} if init is LightningModule.__init__ else inspect.signature(init).parameters
+    known = {*parameters, *(name for t in techniques_of(cls) for name in own_arguments(t))}
+    swallows_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    stems = tuple(f"{t.stem}_" for t in techniques_of(cls))
+    for name in kwargs.keys() - known:
+        # A host with **kwargs may know what to do with a name; with a technique's prefix it is surely misspelt.
+        if not swallows_all or name.startswith(stems):
+            raise unknown_argument(cls, name, known - {"self", "args", "kwargs"})
+
+
+def unknown_argument(cls: type, name: str, known: set[str]) -> CompositionError:
+    """The error for an argument that does not exist, with the likeliest name that does."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(known))}."
+    return CompositionError(f"{cls.__name__}() has no argument {name!r}; {hint}")

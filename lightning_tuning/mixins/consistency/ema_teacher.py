@@ -1,0 +1,167 @@
+"""A teacher whose weights are the moving average of the student's."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_tuning.errors import InvalidValueError, check_range
+from lightning_tuning.functional import ema_decay, ema_update_
+from lightning_tuning.mixins.base import TuningMixin
+
+
+class EMATeacherMixin(TuningMixin):
+    """Keeps a teacher, the exponential moving average of the weights (Tarvainen & Valpola, 2017).
+
+    The teacher answers whenever the module is in evaluation mode, and gives the pseudo labels of the mixins that stand
+    right of it. It is a submodule ``ema_teacher``: saved, resumed, loaded and moved with the module; it is never trained.
+
+    Args:
+        ema_teacher_decay: Share of the old average that stays at each optimizer step, in ``[0, 1]``: 0.999 averages
+            over about 1000 steps, 0 makes the teacher the student. Off: None.
+        ema_teacher_warmup: Whether the decay starts as ``1 - 1 / (step + 1)``, so that the first weights are soon
+            forgotten.
+        ema_teacher_buffers: What happens to floating buffers such as batch norm's running statistics: ``average``
+            them like weights or ``copy`` them. Integer buffers are copied.
+        ema_teacher_evaluates: Whether the teacher answers in evaluation mode (validation, test, prediction).
+        ema_teacher_labels: Whether the teacher gives the pseudo labels; otherwise the student does.
+
+    Raises:
+        InvalidValueError: The decay is outside ``[0, 1]`` or the buffer policy is unknown.
+
+    Source: Tarvainen & Valpola, 2017, "Mean teachers are better role models", section 2; warm-up as in the authors'
+    code. A step that fp16's gradient scaler skipped changes nothing here either.
+    """
+
+    stem = "ema_teacher"
+    stage = "teacher"
+    off = {"ema_teacher_decay": None}
+    needs = ("training_step", "forward")
+
+    def __init__(
+        self,
+        *args: Any,
+        ema_teacher_decay: float | None = 0.999,
+        ema_teacher_warmup: bool = True,
+        ema_teacher_buffers: Literal["average", "copy"] = "average",
+        ema_teacher_evaluates: bool = True,
+        ema_teacher_labels: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if ema_teacher_decay is not None:
+            check_range("ema_teacher_decay", ema_teacher_decay, 0.0, 1.0)
+        if ema_teacher_buffers not in ("average", "copy"):
+            raise InvalidValueError(
+                f"ema_teacher_buffers is {ema_teacher_buffers!r}; it must be 'average' or 'copy'."
+            )
+        self.ema_teacher_decay = ema_teacher_decay
+        self.ema_teacher_warmup = ema_teacher_warmup
+        self.ema_teacher_buffers = ema_teacher_buffers
+        self.ema_teacher_evaluates = ema_teacher_evaluates
+        self.ema_teacher_labels = ema_teacher_labels
+
+    @property
+    def _teacher(self) -> nn.Module | None:
+        # Past nn.Module.__getattr__, so that a host may call eval() or forward in its __init__.
+        return self._modules.get("ema_teacher")
+
+    def configure_model(self) -> None:
+        """Copies the student. Not done in ``__init__``: weights loaded later would miss the teacher."""
+        super().configure_model()
+        if self.ema_teacher_decay is None or self._teacher is not None:
+            return
+        self.ema_teacher = copy.deepcopy(self).requires_grad_(False).eval()
+        self.register_buffer("ema_teacher_updates", torch.zeros((), dtype=torch.long))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint of a run without a teacher: the teacher starts as its student."""
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+        if self._teacher is not None and "ema_teacher_updates" not in state:
+            state.update({f"ema_teacher.{name}": value.clone() for name, value in state.items()})
+            state["ema_teacher_updates"] = torch.zeros((), dtype=torch.long)
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        if self._teacher is not None:
+            self._teacher.eval()
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.training and self._teacher is not None and self.ema_teacher_evaluates:
+            return self._teacher(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    def pseudo_logits(self, x: Any) -> Tensor:
+        if self._teacher is not None and self.ema_teacher_labels:
+            with torch.no_grad():
+                return self._teacher(x)
+        return super().pseudo_logits(x)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self._teacher is None:
+            return
+        frozen = {id(p) for p in self._teacher.parameters()}
+        self._release_optimizers()
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:  # a host's own self.parameters() includes the teacher's
+                group["params"] = [p for p in group["params"] if id(p) not in frozen]
+            self.__dict__["_ema_hooks"].append(optimizer.register_step_post_hook(self._follow))
+
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
+        self._release_optimizers()
+
+    def _release_optimizers(self) -> None:
+        for hook in self.__dict__.get("_ema_hooks", ()):
+            hook.remove()
+        self.__dict__["_ema_hooks"] = []
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self._teacher is None:
+            return
+        self._collect_pairs(self._teacher)
+        if self._ema_updates == 0:  # weights may have been loaded after the copy was made
+            ema_update_(*self._ema_averaged, decay=0.0)
+            self._copy_buffers()
+
+    def _collect_pairs(self, teacher: nn.Module) -> None:
+        """The teacher's tensors beside the student's; made once, for walking a module costs more than the update."""
+        own = _named_tensors(self)
+        averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
+        copied: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for name, value in _named_tensors(teacher).items():
+            is_weight = isinstance(value, nn.Parameter) or self.ema_teacher_buffers == "average"
+            pair = averaged if is_weight and value.is_floating_point() else copied
+            pair[0].append(value)
+            pair[1].append(own[name])
+        self.__dict__["_ema_averaged"], self.__dict__["_ema_copied"] = averaged, copied
+        # Read once: the buffer lives on the device, where a look at each step would wait for it.
+        self.__dict__["_ema_updates"] = int(self.ema_teacher_updates)
+
+    @torch.no_grad()
+    def _copy_buffers(self) -> None:
+        for value, current in zip(*self._ema_copied, strict=True):
+            value.copy_(current)
+
+    def _follow(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Move the teacher. The scaler of fp16 calls ``optimizer.step`` for the steps that count only; a fused
+        optimizer it calls always, and tells it whether the gradient overflowed."""
+        overflow = getattr(optimizer, "found_inf", None)
+        if overflow is not None and overflow.item():
+            return
+        self.__dict__["_ema_updates"] += 1
+        self.ema_teacher_updates += 1
+        decay = ema_decay(self._ema_updates, self.ema_teacher_decay or 0.0, self.ema_teacher_warmup)
+        ema_update_(*self._ema_averaged, decay)
+        self._copy_buffers()
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -1,0 +1,65 @@
+"""R-Drop: two dropout passes over the same batch must agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_tuning.errors import check_range
+from lightning_tuning.functional import symmetric_kl_divergence
+from lightning_tuning.mixins.base import TuningMixin
+from lightning_tuning.mixins.inputs import map_inputs
+
+
+class RDropMixin(TuningMixin):
+    """Sends each batch through the network twice and pulls the two dropout samples together (Wu et al., 2021).
+
+    The loss becomes ``(CE1 + CE2) / 2 + weight * (KL(p1 || p2) + KL(p2 || p1)) / 2``, both passes differentiated. The
+    two passes are one forward of the doubled batch. Without dropout the two agree and the term is 0.
+
+    Args:
+        rdrop_weight: Factor of the divergence, >= 0; 0.3 to 1 for classification, up to 5 for translation. Off: 0.
+
+    Raises:
+        InvalidValueError: ``rdrop_weight`` is negative.
+
+    Source: Wu et al., 2021, "R-Drop: regularized dropout for neural networks", equations 2 to 4, with the
+    cross entropies averaged (the paper adds them up), so that 0 is the plain loss.
+    """
+
+    stem = "rdrop"
+    stage = "repeat"
+    off = {"rdrop_weight": 0.0}
+    needs = ("training_step", "compute_loss")
+    sharded = True
+
+    def __init__(self, *args: Any, rdrop_weight: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_range("rdrop_weight", rdrop_weight)
+        self.rdrop_weight = rdrop_weight
+        self._rdrop_doubled = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.rdrop_weight == 0:
+            return super().training_step(batch, batch_idx)
+        x, target = self.unpack_batch(batch)
+        batch = self.pack_batch(batch, map_inputs(_twice, x), _twice(target))
+        self._rdrop_doubled = True
+        try:
+            return super().training_step(batch, batch_idx)
+        finally:
+            self._rdrop_doubled = False
+
+    def compute_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        loss = super().compute_loss(logits, target)
+        if not self._rdrop_doubled:
+            return loss
+        divergence = symmetric_kl_divergence(*logits.chunk(2))
+        self.log_term("rdrop", divergence)
+        return loss + self.rdrop_weight * divergence
+
+
+def _twice(values: Tensor) -> Tensor:
+    return torch.cat([values, values])

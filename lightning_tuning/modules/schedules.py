@@ -1,0 +1,78 @@
+"""Learning-rate schedules by name: a factor for each optimizer step, a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from .names import check_name
+
+ScheduleName = Literal["constant", "step", "exponential", "cosine"]
+
+
+def check_schedule(schedule: object) -> None:
+    """Raise :class:`InvalidValueError` unless it is a known name or a callable."""
+    if not callable(schedule):
+        check_name("schedule", schedule, get_args(ScheduleName), "a class path or callable that takes the optimizer")
+
+
+def schedule_factor(name: str, step: int, total: int, warmup: int = 0) -> float:
+    """Return what the learning rate is multiplied by at one optimizer step.
+
+    The factor rises linearly from ``1 / warmup`` to 1 over the first ``warmup`` steps. Then, with ``p`` rising from 0
+    at the end of the warm-up to 1 at the end of the run:
+
+    - ``constant``: 1;
+    - ``step``: 1, 0.1 from ``p = 0.5`` and 0.01 from ``p = 0.75``;
+    - ``exponential``: ``0.01 ** p``;
+    - ``cosine``: ``(1 + cos(pi * p)) / 2``, which ends at 0.
+
+    Args:
+        name: The schedule's name.
+        step: Optimizer steps taken so far, from 0.
+        total: Optimizer steps of the whole run; after it the last factor holds.
+        warmup: Length of the warm-up in optimizer steps, 0 = none.
+
+    Example:
+        >>> [schedule_factor("step", step, total=8) for step in range(8)]
+        [1.0, 1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+        >>> [schedule_factor("constant", step, total=8, warmup=4) for step in range(5)]
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    p = min((step - warmup) / max(total - warmup, 1), 1.0)
+    if name == "step":
+        return 0.01 if p >= 0.75 else 0.1 if p >= 0.5 else 1.0
+    if name == "exponential":
+        return 0.01**p
+    if name == "cosine":
+        return (1.0 + math.cos(math.pi * p)) / 2
+    return 1.0
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Return the number of optimizer steps of the whole run, once its data are set up (``on_train_start`` or later).
+
+    Unlike ``Trainer.estimated_stepping_batches`` it knows a ``GradientAccumulationScheduler``, and it does not set the
+    data up early, which would drop the state of a stateful loader on resume.
+
+    Raises:
+        MisconfigurationException: If the Trainer's arguments leave the length open.
+    """
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
+    if epochs > 0 and batches != math.inf:
+        changing = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+        accumulate = changing[0].get_accumulate_grad_batches if changing else lambda epoch: trainer.accumulate_grad_batches
+        limits.append(sum(math.ceil(batches / accumulate(epoch)) for epoch in range(epochs)))
+    if not limits:
+        raise MisconfigurationException(
+            "A schedule needs the run's length, and the Trainer has none: set trainer.max_steps, or trainer.max_epochs "
+            "with a data loader of known length, or write --model.schedule=constant."
+        )
+    return min(limits)
