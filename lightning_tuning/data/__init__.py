@@ -1,0 +1,32 @@
+"""Datamodules with weak and strong views whose randomness is a function of seed, epoch and position."""
+
+import os
+
+# Without it, importing albumentations asks the network for the newest version.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from lightning_tuning.data.contact_sheet import save_views  # noqa: E402
+from lightning_tuning.data.digits import DigitsDataModule  # noqa: E402
+from lightning_tuning.data.image_datamodule import ImageDataModule  # noqa: E402
+from lightning_tuning.data.label_selection import choose_labeled  # noqa: E402
+from lightning_tuning.data.loader import KeyedLoader  # noqa: E402
+from lightning_tuning.data.pipeline import SeededPipeline  # noqa: E402
+from lightning_tuning.data.sampler import FixedSampler, KeyedSampler, Keys, Stream  # noqa: E402
+from lightning_tuning.data.splits import stratified_split  # noqa: E402
+from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms  # noqa: E402
+
+__all__ = [
+    "DigitsDataModule",
+    "FixedSampler",
+    "ImageDataModule",
+    "KeyedLoader",
+    "KeyedSampler",
+    "Keys",
+    "NAMED_TRANSFORMS",
+    "SeededPipeline",
+    "Stream",
+    "choose_labeled",
+    "named_transforms",
+    "save_views",
+    "stratified_split",
+]

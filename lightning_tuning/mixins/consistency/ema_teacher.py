@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -106,6 +107,9 @@ class EMATeacherMixin(TuningMixin):
         super().on_fit_start()
         if self._teacher is None:
             return
+        if all(m.training for name, m in self.named_modules() if not name.startswith("ema_teacher")):
+            # Lightning would warn of the teacher, which belongs in evaluation mode; others' warnings stay.
+            warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
         frozen = {id(p) for p in self._teacher.parameters()}
         self._release_optimizers()
         for optimizer in self.trainer.optimizers:

@@ -1,0 +1,47 @@
+"""Checks of the datamodules' arguments."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from numbers import Integral
+
+from lightning_tuning.errors import InvalidValueError
+
+
+def check_count(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+    """Raise :class:`InvalidValueError` unless ``value`` is an integer from ``low`` to ``high``.
+
+    Args:
+        name: The argument as the user writes it.
+        value: What came.
+        low: Smallest integer allowed.
+        high: Largest integer allowed; None: no limit.
+        optional: Whether None is allowed too.
+
+    Example:
+        >>> check_count("batch_size", 0, 1)
+        Traceback (most recent call last):
+        lightning_tuning.errors.InvalidValueError: batch_size is 0; it must be an integer of at least 1.
+    """
+    if optional and value is None:
+        return
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (is_integer and low <= value and (high is None or value <= high)):  # type: ignore[operator]
+        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise InvalidValueError(f"{name} is {value!r}; it must be an integer {limits}{' or None' if optional else ''}.")
+
+
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise :class:`InvalidValueError` unless ``value`` is one of the ``allowed`` names.
+
+    Example:
+        >>> check_choice("augment", "week", ["none", "weak", "strong"])
+        Traceback (most recent call last):
+        lightning_tuning.errors.InvalidValueError: augment is 'week'; did you mean 'weak'? Allowed: 'none', 'weak', 'strong'.
+    """
+    names = list(allowed)
+    if value not in names:
+        close = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InvalidValueError(f"{name} is {value!r}; {hint}Allowed: {', '.join(map(repr, names))}.")

@@ -1,0 +1,35 @@
+"""A picture of what the augmentations do, to look at before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lightning_tuning.data.checks import check_count
+from lightning_tuning.data.hashing import hashes
+from lightning_tuning.data.image_datamodule import ImageDataModule
+
+
+def save_views(datamodule: ImageDataModule, path: str | Path, n: int = 8) -> None:
+    """Write a PNG with one labelled training image in each column: original, weak view, strong view.
+
+    Args:
+        datamodule: Whose views to draw, after ``setup``.
+        path: File to write.
+        n: Number of columns, at least 1; no more are drawn than there are labelled images.
+    """
+    check_count("n", n, 1)
+    indices = datamodule.labeled_indices[:n]
+    seeds = hashes(len(indices), datamodule.effective_seed, "contact sheet")
+    figure = Figure(figsize=(len(indices), 3.4), layout="constrained")
+    axes = figure.subplots(3, len(indices), squeeze=False)
+    for row, (title, name) in enumerate({"original": "none", "weak": "weak", "strong": "strong"}.items()):
+        axes[row, 0].set_ylabel(title)
+        for axis, index, seed in zip(axes[row], indices, seeds, strict=True):
+            view = datamodule.pipelines[name](datamodule.images[index], seed)
+            axis.imshow(view, cmap="gray" if datamodule.in_channels == 1 else None, vmin=0, vmax=255)
+            axis.set(xticks=[], yticks=[])
+    for axis, index in zip(axes[0], indices, strict=True):
+        axis.set_title(datamodule.class_names[datamodule.labels[index]])
+    figure.savefig(path, dpi=110)

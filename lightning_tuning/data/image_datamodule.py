@@ -1,0 +1,208 @@
+"""Base of the image classification datamodules: splits, label selection, loaders. A subclass only loads the images."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from typing import Any
+
+import albumentations as A
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lightning_tuning.data.checks import check_choice, check_count
+from lightning_tuning.data.label_selection import choose_labeled
+from lightning_tuning.data.loader import KeyedLoader, quiet_opencv
+from lightning_tuning.data.normalize import Normalize
+from lightning_tuning.data.pipeline import SeededPipeline
+from lightning_tuning.data.sampler import FixedSampler, KeyedSampler, Stream
+from lightning_tuning.data.splits import stratified_split
+from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
+from lightning_tuning.data.views import EvalViews, TrainViews, as_is
+from lightning_tuning.errors import InvalidValueError
+
+_LARGEST_SEED = 2**32 - 1
+
+
+class ImageDataModule(LightningDataModule):
+    """Labelled and, if wanted, unlabelled training batches of images, and a validation and a test part.
+
+    A supervised training batch is ``(x, y)`` with ``x`` float32 ``[N, C, H, W]``, normalised with the training images'
+    mean and standard deviation, and ``y`` int64 ``[N]``. With ``unlabeled_batch_size`` it is
+    ``{"labeled": (x, y), "unlabeled": {"weak": x_weak, "strong": x_strong}}``, two views of the same images. As in FixMatch
+    (Sohn et al., 2020) the unlabelled images are *all* training images, those that keep their label included.
+    Validation, test and prediction (on the test part) give ``(x, y)`` without augmentation.
+
+    Order and augmentations are functions of seed, epoch and position. They do not depend on the number of workers, and
+    a resumed run continues exactly as the uninterrupted one would.
+
+    Args:
+        num_labels: How many training images keep their label, as many of each class as possible; from the number of
+            classes to the number of training images. None: all of them.
+        batch_size: Labelled images for each step and rank, at least 1. All batches are full.
+        unlabeled_batch_size: Unlabelled images for each step and rank; 0: supervised batches.
+        image_size: Height and width in pixels to which the images are resized, at least 4.
+        augment: Augmentation of the labelled images: 'none', 'weak' or 'strong'.
+        steps_per_epoch: Training steps in an epoch, at least 1. None: as many as one pass takes, over the unlabelled
+            images if there are any, else over the labelled ones.
+        val_size: Number of validation images, at least 0; 0: no validation.
+        test_size: Number of test images, at least 0.
+        seed: Decides which labels are kept, the order and the augmentations, 0 to 2**32 - 1. None: the seed given to
+            `seed_everything`, or 0.
+        split_seed: Decides which images are for training, validation and test, 0 to 2**32 - 1. Apart from `seed`, so
+            that runs with different seeds are measured on the same images.
+        num_workers: Processes that prepare the batches; 0: the main process.
+        eval_batch_size: Images for each step and rank in validation, test and prediction, at least 1.
+        weak_transforms: Albumentations transforms in place of the 'weak' ones. They get and return uint8 images
+            `[H, W, C]` of `image_size`; normalisation comes after them.
+        strong_transforms: The same for the 'strong' ones.
+
+    Attributes:
+        num_classes: Number of classes.
+        in_channels: Number of the images' channels.
+        class_names: Name of each class.
+        images: After ``setup``, all images, uint8 ``[N, H, W, C]``.
+        labels: After ``setup``, all labels, ``[N]``.
+        train_indices: After ``setup``, the training part; ``val_indices`` and ``test_indices`` likewise.
+        labeled_indices: After ``setup``, the training images that keep their label.
+        unlabeled_indices: After ``setup``, the training images whose label is not used: all of the training part.
+
+    Raises:
+        InvalidValueError: An argument is outside its range, or the sizes do not fit the data.
+    """
+
+    num_classes: int
+    in_channels: int
+    class_names: tuple[str, ...]
+
+    def __init__(
+        self,
+        num_labels: int | None = None,
+        batch_size: int = 32,
+        unlabeled_batch_size: int = 0,
+        image_size: int = 32,
+        augment: str = "weak",
+        steps_per_epoch: int | None = None,
+        val_size: int = 1000,
+        test_size: int = 1000,
+        seed: int | None = None,
+        split_seed: int = 0,
+        num_workers: int = 0,
+        eval_batch_size: int = 256,
+        weak_transforms: list[A.BasicTransform | A.BaseCompose] | None = None,
+        strong_transforms: list[A.BasicTransform | A.BaseCompose] | None = None,
+    ) -> None:
+        super().__init__()
+        check_count("num_labels", num_labels, 1, optional=True)
+        check_count("batch_size", batch_size, 1)
+        check_count("unlabeled_batch_size", unlabeled_batch_size, 0)
+        check_count("image_size", image_size, 4)
+        check_choice("augment", augment, NAMED_TRANSFORMS)
+        check_count("steps_per_epoch", steps_per_epoch, 1, optional=True)
+        check_count("val_size", val_size, 0)
+        check_count("test_size", test_size, 0)
+        check_count("seed", seed, 0, _LARGEST_SEED, optional=True)
+        check_count("split_seed", split_seed, 0, _LARGEST_SEED)
+        check_count("num_workers", num_workers, 0)
+        check_count("eval_batch_size", eval_batch_size, 1)
+        # Not logged: a LightningModule with an argument of the same name and another value would stop the run.
+        self.save_hyperparameters(ignore=["weak_transforms", "strong_transforms"], logger=False)
+        self.num_labels = num_labels
+        self.batch_size = batch_size
+        self.unlabeled_batch_size = unlabeled_batch_size
+        self.image_size = image_size
+        self.augment = augment
+        self.steps_per_epoch = steps_per_epoch
+        self.val_size = val_size
+        self.test_size = test_size
+        self.seed = seed
+        self.split_seed = split_seed
+        self.num_workers = num_workers
+        self.eval_batch_size = eval_batch_size
+        self._transforms = {"weak": weak_transforms, "strong": strong_transforms}
+
+    @abstractmethod
+    def load(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images, uint8 ``[N, image_size, image_size, C]``, and their class ids, int64 ``[N]``."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images, split them, choose the labels."""
+        self.images, self.labels = self.load()
+        self._check_sizes(len(self.labels))
+        parts = stratified_split(self.labels, [self.test_size, self.val_size], self.split_seed)
+        self.test_indices, self.val_indices, self.train_indices = parts
+        chosen = choose_labeled(self.labels[self.train_indices], self.num_labels, self.effective_seed)
+        self.labeled_indices = self.train_indices[chosen]
+        self.unlabeled_indices = self.train_indices
+        self.normalize = Normalize.fit(self.images[self.train_indices])
+        self.pipelines = {name: self._pipeline(name, salt) for salt, name in enumerate(NAMED_TRANSFORMS)}
+
+    @property
+    def effective_seed(self) -> int:
+        """``seed``, or the one given to ``seed_everything``, or 0."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    def _check_sizes(self, num_images: int) -> None:
+        most = num_images - self.num_classes
+        if self.val_size + self.test_size > most:
+            raise InvalidValueError(
+                f"val_size is {self.val_size} and test_size is {self.test_size}; together they must be at most {most}: "
+                f"there are {num_images} images, and training needs one for each of the {self.num_classes} classes."
+            )
+
+    def _pipeline(self, name: str, salt: int) -> SeededPipeline:
+        custom = self._transforms.get(name)
+        pipeline = SeededPipeline(named_transforms(name, self.image_size) if custom is None else custom, salt)
+        image = self.images[self.train_indices[0]]
+        view = pipeline(image, seed=0)
+        if view.shape != image.shape or view.dtype != np.uint8:
+            raise InvalidValueError(
+                f"{name}_transforms make {view.dtype} {list(view.shape)} of an image of uint8 {list(image.shape)}; they must "
+                f"keep type and size. Leave out Normalize and ToTensorV2, and crop or resize to {self.image_size} pixels."
+            )
+        return pipeline
+
+    def train_dataloader(self) -> KeyedLoader:
+        """This rank's training batches."""
+        trainer = self.trainer
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        streams = [Stream("labeled", self.labeled_indices, self.batch_size)]
+        if self.unlabeled_batch_size:
+            streams.append(Stream("unlabeled", self.unlabeled_indices, self.unlabeled_batch_size))
+        one_pass = -(-len(streams[-1].indices) // (streams[-1].batch_size * world))
+        sampler_class = FixedSampler if trainer and trainer.overfit_batches else KeyedSampler
+        sampler = sampler_class(
+            streams, self.steps_per_epoch or one_pass, seed=self.effective_seed, num_replicas=world, rank=rank
+        )
+        unlabeled = {name: self.pipelines[name] for name in ("weak", "strong")}
+        views = TrainViews(self.images, self.labels, self.normalize, self.pipelines[self.augment], unlabeled)
+        return KeyedLoader(views, sampler, num_workers=self.num_workers, pin_memory=self._on_cuda())
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Batches of the validation part."""
+        return self._eval_dataloader(self.val_indices)
+
+    def test_dataloader(self) -> DataLoader | list:
+        """Batches of the test part."""
+        return self._eval_dataloader(self.test_indices)
+
+    def predict_dataloader(self) -> DataLoader | list:
+        """Batches of the test part."""
+        return self._eval_dataloader(self.test_indices)
+
+    def _eval_dataloader(self, indices: np.ndarray) -> DataLoader | list:
+        if not len(indices):
+            return []
+        return DataLoader(
+            EvalViews(self.images, self.labels, indices, self.normalize),
+            batch_size=self.eval_batch_size,
+            collate_fn=as_is,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=quiet_opencv,
+            pin_memory=self._on_cuda(),
+        )
+
+    def _on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

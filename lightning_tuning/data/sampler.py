@@ -1,0 +1,109 @@
+"""Samplers whose order and augmentation seeds are functions of (seed, epoch), whatever the number of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DistributedSampler, SequentialSampler
+
+from lightning_tuning.data.hashing import hashes, permutation
+
+
+class Keys(NamedTuple):
+    """The images of one batch, each with the seed of its augmentation; this is what travels to a worker.
+
+    Attributes:
+        indices: Which images, ``[B]`` of int64.
+        seeds: One seed for each image, ``[B]`` of uint64.
+    """
+
+    indices: np.ndarray
+    seeds: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A pool of images and how many of them a step takes.
+
+    Attributes:
+        name: Keeps the random numbers of two streams apart.
+        indices: The images to draw from, ``[N]``, at least one.
+        batch_size: Images for each step and rank, at least 1.
+    """
+
+    name: str
+    indices: np.ndarray
+    batch_size: int
+
+
+class KeyedSampler(DistributedSampler):
+    """Yields for each step one :class:`Keys` of each stream.
+
+    In an epoch, a stream goes through its pool in a fresh permutation, then in the next one, until all steps are
+    filled; every position has a seed of its own, so an image that comes twice is augmented differently. All batches
+    are full. Position ``p`` of the epoch goes to rank ``p % num_replicas``, so the ranks together see in each step what
+    one process with ``num_replicas`` times the batch size would see, with the same augmentations.
+
+    It is a ``DistributedSampler`` so that the Trainer calls ``set_epoch`` and does not replace it. Use it with
+    ``DataLoader(batch_size=None)``: what it yields is a batch already.
+
+    Args:
+        streams: The streams, with different names.
+        steps: Steps for each epoch and rank, at least 1.
+        seed: The run's seed, 0 to 2**32 - 1.
+        num_replicas: Number of ranks.
+        rank: This process's rank, 0 to ``num_replicas - 1``.
+
+    Attributes:
+        start: Step at which the next iteration begins; 0 but for a resume within an epoch.
+
+    Example:
+        >>> sampler = KeyedSampler([Stream("labeled", np.array([10, 11, 12]), 2)], steps=3, seed=0)
+        >>> steps = [keys.indices.tolist() for (keys,) in sampler]
+        >>> sorted(steps[0] + steps[1][:1]), sorted(steps[1][1:] + steps[2])
+        ([10, 11, 12], [10, 11, 12])
+    """
+
+    def __init__(
+        self, streams: Sequence[Stream], steps: int, *, seed: int = 0, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        # The base class takes the length from a dataset and divides it by the ranks.
+        super().__init__(range(steps * num_replicas), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self.streams = tuple(streams)
+        self.steps = steps
+        self.start = 0
+
+    def __iter__(self) -> Iterator[tuple[Keys, ...]]:  # type: ignore[override]
+        drawn = [self._draw(stream) for stream in self.streams]
+        for step in range(self.start, self.steps):
+            yield tuple(Keys(keys.indices[step], keys.seeds[step]) for keys in drawn)
+
+    def _draw(self, stream: Stream) -> Keys:
+        """This rank's share of the epoch, both arrays ``[steps, batch_size]``."""
+        count = self.steps * stream.batch_size * self.num_replicas
+        size = len(stream.indices)
+        passes = [
+            permutation(size, self.seed, f"order of {stream.name}", self.epoch, number)
+            for number in range(-(-count // size))
+        ]
+        indices = stream.indices[np.concatenate(passes)[:count]]
+        seeds = hashes(count, self.seed, f"augmentation of {stream.name}", self.epoch)
+        share, shape = slice(self.rank, None, self.num_replicas), (self.steps, stream.batch_size)
+        return Keys(indices[share].reshape(shape), seeds[share].reshape(shape))
+
+
+class FixedSampler(KeyedSampler, SequentialSampler):
+    """Repeats the first epoch for ever, for ``Trainer(overfit_batches=...)``.
+
+    Under that flag the Trainer replaces every sampler that is not a ``SequentialSampler``; this one it keeps.
+    """
+
+    def _draw(self, stream: Stream) -> Keys:
+        epoch, self.epoch = self.epoch, 0
+        try:
+            return super()._draw(stream)
+        finally:
+            self.epoch = epoch

@@ -1,0 +1,151 @@
+"""Hosts that offer many techniques as arguments and carry only those that are switched on."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import typing
+from typing import Any
+
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+
+from lightning_tuning.mixins.base import TuningMixin, unknown_argument
+from lightning_tuning.mixins.composition import in_order, own_arguments, techniques_of
+
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+
+
+class Lean(type):
+    """Metaclass of a host: ``class Host(Base, metaclass=Lean, techniques=(SAMMixin, ...))``.
+
+    The class shows every technique's arguments with their off-values, in its signature, its docstring and so on the
+    command line. Calling it makes an instance of the techniques that are switched on over the class, and of no other:
+    what is off costs nothing and stands in no stack trace. That instance's class carries the host's name, and it is
+    pickled, copied and loaded from checkpoints as the host. All arguments become its hyper-parameters.
+
+    A subclass offers the same techniques; mixins may be added to it in the usual way.
+    """
+
+    techniques: tuple[type[TuningMixin], ...]
+
+    def __new__(
+        mcs, name: str, bases: tuple, namespace: dict[str, Any], techniques: tuple[type[TuningMixin], ...] = (), **kwargs: Any
+    ) -> Any:
+        cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
+        if techniques:
+            cls.techniques = techniques
+            cls.__init__ = _offering_init(cls, techniques)
+            cls.__doc__ = _offering_doc(cls, techniques)
+        return cls
+
+    def __init__(cls, name: str, bases: tuple, namespace: dict[str, Any], **kwargs: Any) -> None:
+        kwargs.pop("techniques", None)
+        super().__init__(name, bases, namespace, **kwargs)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What ``help`` and editors show: that of ``__init__``, not that of the metaclass's ``__call__``."""
+        signature = inspect.signature(cls.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        offered = [t for t in cls.techniques if t not in cls.__mro__]
+        active = tuple(t for t in offered if t.is_on(kwargs))
+        known = _known_arguments(cls)
+        for name in kwargs.keys() - known:
+            raise unknown_argument(cls, name, known)
+        settings = {name: kwargs.pop(name) for t in offered if t not in active for name in own_arguments(t) if name in kwargs}
+        module = type.__call__(composed(cls, active), *args, **kwargs)
+        if _given_hyperparameters.get() is not None:  # the command line's: classes by path instead of objects
+            module.save_hyperparameters()
+        else:
+            arguments = _flat_arguments(cls, module, args, {**kwargs, **settings})
+            module.save_hyperparameters({k: v for k, v in arguments.items() if isinstance(v, _PLAIN)})
+        return module
+
+
+@functools.cache
+def composed(cls: Lean, active: tuple[type[TuningMixin], ...]) -> type:
+    """``active`` over ``cls`` as one class that looks like ``cls``; without any it is ``cls``."""
+    if not active:
+        return cls
+    own = techniques_of(cls)
+    # What belongs right of the mixins that a subclass brings along has to stand right of that subclass.
+    left = [t for t in active if not own or in_order([t, own[0]])[0] is t]
+    bases = (*in_order(left), cls, *in_order([t for t in active if t not in left]))
+    namespace = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "__reduce_ex__": lambda self, protocol: (_rebuild, (cls, active), self.__getstate__()),
+    }
+    return type.__new__(type(cls), cls.__name__, bases, namespace)
+
+
+def _rebuild(cls: Lean, active: tuple[type[TuningMixin], ...]) -> Any:
+    """An empty instance for pickle and copy to fill."""
+    made = composed(cls, active)
+    return made.__new__(made)
+
+
+def _offering_init(cls: type, techniques: tuple[type[TuningMixin], ...]) -> Any:
+    """An ``__init__`` that passes everything on, and whose signature shows the techniques' arguments at their off-values."""
+    inner = vars(cls).get("__init__")
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        (inner.__get__(self) if inner else super(cls, self).__init__)(*args, **kwargs)
+
+    own = inspect.signature(inner or cls.__init__)
+    parameters = _resolved(inner or cls.__init__, own.parameters)
+    for technique in techniques:
+        offered = own_arguments(technique)
+        for parameter in _resolved(vars(technique)["__init__"], offered):
+            default = technique.off.get(parameter.name, parameter.default)
+            parameters.append(parameter.replace(default=default, kind=inspect.Parameter.KEYWORD_ONLY))
+    __init__.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return __init__
+
+
+def _resolved(function: Any, parameters: Any) -> list[inspect.Parameter]:
+    """The parameters with annotations as types: as strings they would be looked up in the wrong module."""
+    hints = typing.get_type_hints(function)
+    return [p.replace(annotation=hints.get(name, p.annotation)) for name, p in parameters.items()]
+
+
+def _offering_doc(cls: type, techniques: tuple[type[TuningMixin], ...]) -> str:
+    entries = [_args_section(c) for c in (cls, *techniques)]
+    text = inspect.cleandoc(cls.__doc__ or "")
+    head = text.split("\nArgs:\n")[0].rstrip()
+    return f"{head}\n\nArgs:\n" + "\n".join(entry for entry in entries if entry)
+
+
+def _args_section(cls: type) -> str:
+    for c in cls.__mro__:
+        found = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", inspect.cleandoc(vars(c).get("__doc__") or ""), re.MULTILINE)
+        if found:
+            return found.group(1).rstrip()
+    return ""
+
+
+def _known_arguments(cls: type) -> set[str]:
+    known: set[str] = set()
+    for c in cls.__mro__:
+        init = vars(c).get("__init__")
+        if init is None or c.__module__.startswith(("lightning.", "torch.")):
+            continue
+        parameters = list(inspect.signature(init).parameters.values())[1:]
+        known.update(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return known
+
+
+def _flat_arguments(cls: type, module: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(cls.__init__).bind(module, *args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(list(bound.arguments.items())[1:])
+    for parameter in inspect.signature(cls.__init__).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            arguments.pop(parameter.name, None)
+    return arguments
