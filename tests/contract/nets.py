@@ -1,0 +1,146 @@
+"""A tiny host with everything that a technique can get wrong, composed with each row of the table."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from lightning.pytorch.plugins import MixedPrecision
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+
+from lightning_tuning import compose
+
+from .settings import ROWS, Setting
+
+NUM_CLASSES, FEATURES = 3, 6
+
+
+class Host(pl.LightningModule):
+    """A user's module. ``plain`` leaves out batch norm and dropout, which tie a result to the batch's division."""
+
+    def __init__(self, plain: bool = False) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.num_classes = NUM_CLASSES
+        middle = [] if plain else [nn.BatchNorm1d(16), nn.Dropout(0.2)]
+        self.net = nn.Sequential(nn.Linear(FEATURES, 16), *middle, nn.Tanh(), nn.Linear(16, NUM_CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def compute_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target)
+
+    def training_step(self, batch, batch_idx):
+        x, target = batch
+        return self.compute_loss(self(x), target)
+
+    def validation_step(self, batch, batch_idx):
+        x, target = batch
+        self.log("val/loss", self.compute_loss(self(x), target))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+class HalvesHost(Host):
+    """Treats the second half of a batch otherwise: what dropout is to R-Drop, without randomness."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = torch.cat([x[: len(x) // 2], 1.5 * x[len(x) // 2 :]])
+        return self.net(x)
+
+
+NETS = {row: compose(Host, *mixins, name=f"Net_{row}") for row, (mixins, _) in ROWS.items()}
+EXACT_NETS = {
+    row: compose(HalvesHost if row == "rdrop" else Host, *mixins, name=f"Exact_{row}")
+    for row, (mixins, setting) in ROWS.items()
+    if setting.exact
+}
+globals().update({net.__name__: net for net in [*NETS.values(), *EXACT_NETS.values()]})  # so that pickle finds them
+
+
+def make(row: str, seed: int = 0, plain: bool = False, off: bool = False) -> pl.LightningModule:
+    """A freshly initialised network of that row; ``off``: with every strength at its off-value."""
+    mixins, setting = ROWS[row]
+    arguments = {name: value for m in mixins for name, value in m.off.items()} if off else setting.on
+    torch.manual_seed(seed)
+    return (EXACT_NETS if plain and row in EXACT_NETS else NETS)[row](plain=plain, **arguments)
+
+
+class Views(Dataset):
+    """Two views of the same unlabelled inputs."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.weak, self.strong = x, x + 0.3 * x.roll(1, 0)
+
+    def __len__(self) -> int:
+        return len(self.weak)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"weak": self.weak[index], "strong": self.strong[index]}
+
+
+class InTurns(Sampler):
+    """In order, one sample to each rank in turn (Lightning's own distributed sampler always shuffles for training)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def _indices(self) -> range:
+        distributed = torch.distributed.is_initialized()
+        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if distributed else (0, 1)
+        return range(rank, self.size, world)
+
+    def __iter__(self):
+        return iter(self._indices())
+
+    def __len__(self) -> int:
+        return len(self._indices())
+
+
+def loader(dataset: Dataset, batch_size: int) -> DataLoader:
+    # An own generator: the loader's draw for its workers must not shift the streams of dropout.
+    return DataLoader(dataset, batch_size, sampler=InTurns(len(dataset)), generator=torch.Generator())
+
+
+def loaders(setting: Setting, batch_size: int, size: int = 32, dtype: torch.dtype = torch.float32):
+    """The training loader(s) that the row needs: always the same samples in the same order."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(2 * size, FEATURES, generator=generator, dtype=dtype)
+    target = torch.randint(NUM_CLASSES, (size,), generator=generator)
+    labeled = loader(TensorDataset(x[:size], target), batch_size)
+    if not setting.streams:
+        return labeled
+    return {"labeled": labeled, "unlabeled": loader(Views(x[size:]), batch_size)}
+
+
+def trainer(tmp_path, **kwargs) -> pl.Trainer:
+    """A quiet CPU Trainer."""
+    defaults = {
+        "accelerator": "cpu",
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+        "use_distributed_sampler": False,
+    }
+    if kwargs.get("precision") == "16-mixed":  # by name, Lightning silently takes bf16 on a CPU
+        kwargs["plugins"] = MixedPrecision(kwargs.pop("precision"), device="cpu")
+    return pl.Trainer(**{**defaults, **kwargs})
+
+
+def assert_equal_state(a: dict, b: dict) -> None:
+    """Bitwise equality of two nested states."""
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, b[key]), key
+        elif isinstance(value, dict):
+            assert_equal_state(value, b[key])
+        else:
+            assert value == b[key], key

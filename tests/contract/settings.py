@@ -1,0 +1,61 @@
+"""The one table that drives the contract suite: a small setting for each technique, and what its card promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_tuning.mixins import (
+    TECHNIQUES,
+    EMATeacherMixin,
+    FixMatchMixin,
+    L1Mixin,
+    LabelSmoothingMixin,
+    MixupMixin,
+    RDropMixin,
+    SAMMixin,
+    TuningMixin,
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the contract suite."""
+
+    on: dict[str, Any]
+    """Arguments that switch the technique on, in a size that a tiny network feels."""
+    streams: bool = False
+    """Whether its batches have a labelled and an unlabelled part."""
+    exact: bool = True
+    """Whether k micro-batches, or k ranks, equal one batch of their samples (without batch norm and dropout)."""
+    terms: tuple[str, ...] = field(default=())
+    """The keys it logs."""
+
+
+SETTINGS: dict[type[TuningMixin], Setting] = {
+    SAMMixin: Setting({"sam_rho": 0.1, "sam_adaptive": True, "sam_eta": 0.02}),
+    EMATeacherMixin: Setting({"ema_teacher_decay": 0.9}),
+    FixMatchMixin: Setting(
+        {"fixmatch_weight": 0.7, "fixmatch_threshold": 0.4},
+        streams=True,
+        terms=("train/fixmatch", "train/fixmatch_share"),
+    ),
+    # Partners come from the same micro-batch.
+    MixupMixin: Setting({"mixup_alpha": 0.5}, exact=False, terms=("train/mixup",)),
+    RDropMixin: Setting({"rdrop_weight": 0.8}, terms=("train/rdrop",)),
+    LabelSmoothingMixin: Setting({"label_smoothing_epsilon": 0.15}),
+    L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
+}
+
+STACK = Setting(
+    on={name: value for setting in SETTINGS.values() for name, value in setting.on.items()},
+    streams=True,
+    exact=all(setting.exact for setting in SETTINGS.values()),
+    terms=tuple(term for setting in SETTINGS.values() for term in setting.terms),
+)
+"""All of them together."""
+
+ROWS: dict[str, tuple[tuple[type[TuningMixin], ...], Setting]] = {
+    **{mixin.stem: ((mixin,), setting) for mixin, setting in SETTINGS.items()},
+    "stack": (tuple(TECHNIQUES), STACK),
+}

@@ -1,0 +1,45 @@
+"""Two gloo ranks end equal, and equal to one process on the concatenated batch where the card says exact."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from .nets import loaders, make, trainer
+from .settings import ROWS
+from .test_contract import assert_close, assert_equal_state
+
+
+class SaveRank(pl.Callback):
+    """Keeps each rank's final weights: the launcher brings back those of rank 0 alone."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save(pl_module.state_dict(), self.folder / f"rank{trainer.global_rank}.pt")
+
+
+def fit_on_two_ranks(row, tmp_path, batch_size, **kwargs):
+    _, setting = ROWS[row]
+    net = make(row, plain=True).double()
+    made = trainer(
+        tmp_path, strategy="ddp_fork", devices=2, precision="64-true", callbacks=[SaveRank(tmp_path)], **kwargs
+    )
+    made.fit(net, loaders(setting, batch_size, 32, torch.float64))
+    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_ranks_are_one_process(row, accumulate, tmp_path):
+    _, setting = ROWS[row]
+    # Ranks get alternate samples: two ranks of 4 see, batch for batch, what one process of 8 sees.
+    rank0, rank1 = fit_on_two_ranks(row, tmp_path, 4, accumulate_grad_batches=accumulate, gradient_clip_val=0.5)
+    assert_equal_state(rank0, rank1)
+    if setting.exact:
+        net = make(row, plain=True).double()
+        one = trainer(tmp_path, precision="64-true", accumulate_grad_batches=accumulate, gradient_clip_val=0.5)
+        one.fit(net, loaders(setting, 8, 32, torch.float64))
+        assert_close(rank0, dict(net.state_dict()))
