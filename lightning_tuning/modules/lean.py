@@ -30,7 +30,12 @@ class Lean(type):
     techniques: tuple[type[TuningMixin], ...]
 
     def __new__(
-        mcs, name: str, bases: tuple, namespace: dict[str, Any], techniques: tuple[type[TuningMixin], ...] = (), **kwargs: Any
+        mcs,
+        name: str,
+        bases: tuple,
+        namespace: dict[str, Any],
+        techniques: tuple[type[TuningMixin], ...] = (),
+        **kwargs: Any,
     ) -> Any:
         cls: Any = super().__new__(mcs, name, bases, namespace, **kwargs)
         if techniques:
@@ -55,7 +60,9 @@ class Lean(type):
         known = _known_arguments(cls)
         for name in kwargs.keys() - known:
             raise unknown_argument(cls, name, known)
-        settings = {name: kwargs.pop(name) for t in offered if t not in active for name in own_arguments(t) if name in kwargs}
+        settings = {
+            name: kwargs.pop(name) for t in offered if t not in active for name in own_arguments(t) if name in kwargs
+        }
         module = type.__call__(composed(cls, active), *args, **kwargs)
         if _given_hyperparameters.get() is not None:  # the command line's: classes by path instead of objects
             module.save_hyperparameters()

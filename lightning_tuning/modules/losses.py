@@ -25,11 +25,10 @@ class CrossEntropy(nn.Module):
     """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Args: logits ``[N, C, ...]``, and target ids ``[N, ...]`` or probabilities ``[N, C, ...]``."""
+        """Return the mean loss of logits ``[N, C, ...]`` for ids ``[N, ...]`` or probabilities ``[N, C, ...]``."""
         if logits.dtype.itemsize < 4:
             logits = logits.float()
-        if target.is_floating_point():
-            target = target.to(logits.dtype)
+        target = target.to(logits.dtype) if target.is_floating_point() else target.long()
         return F.cross_entropy(logits, target)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from ..errors import InvalidValueError
+from lightning_tuning.errors import InvalidValueError
 
 
 def check_name(argument: str, value: object, names: Iterable[str], otherwise: str) -> None:

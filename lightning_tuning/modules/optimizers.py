@@ -8,9 +8,32 @@ from typing import Any, Literal, get_args
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
+from lightning_tuning.errors import InvalidValueError, check_range
+
 from .names import check_name
 
 OptimizerName = Literal["sgd", "rmsprop", "adam", "adamw"]
+
+
+def check_optimizer(optimizer: object, lr: float, weight_decay: float, momentum: float) -> None:
+    """Check a classifier's optimizer arguments.
+
+    Raises:
+        InvalidValueError: If the optimizer is neither a known name nor a callable, a number is outside its range, or a
+            weight decay would be lost on an optimizer that has its own arguments.
+    """
+    check_range("lr", lr, open_low=True)
+    check_range("weight_decay", weight_decay)
+    check_range("momentum", momentum, 0, 1, open_high=True)
+    if not callable(optimizer):
+        check_name(
+            "optimizer", optimizer, get_args(OptimizerName), "a class path or callable that takes the parameters"
+        )
+    elif weight_decay > 0:
+        raise InvalidValueError(
+            f"weight_decay is {weight_decay:g}, which only an optimizer given by name uses; write it among the "
+            "arguments of the optimizer you gave (optimizer.init_args.weight_decay) and leave this one 0."
+        )
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -41,7 +64,7 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.9
+    name: OptimizerName, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.9
 ) -> Optimizer:
     """Build an optimizer by name over :func:`parameter_groups`.
 
@@ -51,11 +74,7 @@ def build_optimizer(
         lr: Learning rate.
         weight_decay: Weight decay, 0 = none.
         momentum: Nesterov momentum of ``sgd``, 0 = none; the others do not use it.
-
-    Raises:
-        InvalidValueError: If the name is unknown.
     """
-    check_name("optimizer", name, get_args(OptimizerName), "a class path or callable that takes the parameters")
     groups = parameter_groups(parameters, weight_decay)
     if name == "sgd":
         return SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)

@@ -9,15 +9,28 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_tuning.errors import InvalidValueError, check_range
+
 from .names import check_name
 
 ScheduleName = Literal["constant", "step", "exponential", "cosine"]
 
 
-def check_schedule(schedule: object) -> None:
-    """Raise :class:`InvalidValueError` unless it is a known name or a callable."""
+def check_schedule(schedule: object, warmup_steps: int) -> None:
+    """Check a classifier's schedule arguments.
+
+    Raises:
+        InvalidValueError: If the schedule is neither a known name nor a callable, ``warmup_steps`` is negative, or a
+            warm-up would be lost on a scheduler that has its own arguments.
+    """
+    check_range("warmup_steps", warmup_steps)
     if not callable(schedule):
         check_name("schedule", schedule, get_args(ScheduleName), "a class path or callable that takes the optimizer")
+    elif warmup_steps > 0:
+        raise InvalidValueError(
+            f"warmup_steps is {warmup_steps}, which only a schedule given by name uses; leave it 0 or give one of "
+            f"{', '.join(get_args(ScheduleName))}."
+        )
 
 
 def schedule_factor(name: str, step: int, total: int, warmup: int = 0) -> float:
@@ -68,7 +81,9 @@ def total_steps(trainer: Trainer) -> int:
     epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
     if epochs > 0 and batches != math.inf:
         changing = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
-        accumulate = changing[0].get_accumulate_grad_batches if changing else lambda epoch: trainer.accumulate_grad_batches
+        accumulate = (
+            changing[0].get_accumulate_grad_batches if changing else lambda epoch: trainer.accumulate_grad_batches
+        )
         limits.append(sum(math.ceil(batches / accumulate(epoch)) for epoch in range(epochs)))
     if not limits:
         raise MisconfigurationException(

@@ -6,8 +6,9 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from ...errors import check_range
-from ..names import check_name
+from lightning_tuning.errors import check_range
+from lightning_tuning.modules.names import check_name
+
 from .basic import cnn, mlp
 from .resnet import resnet18
 from .wide_resnet import wrn_16_2
