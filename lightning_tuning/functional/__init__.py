@@ -1,6 +1,6 @@
 """Pure functions on tensors: the mathematics of the techniques. Nothing here knows Lightning."""
 
-from .averaging import ema_decay, ema_update_
+from .averaging import ModuleAverage, ema_decay, ema_update_
 from .divergence import kl_divergence, symmetric_kl_divergence
 from .mixing import mix, sample_beta
 from .penalty import l1_norm
@@ -10,6 +10,7 @@ from .rng import RngState, get_rng_state, set_rng_state
 from .targets import class_probabilities, smooth_labels
 
 __all__ = [
+    "ModuleAverage",
     "RngState",
     "asam_ascent",
     "class_probabilities",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def ema_decay(update: int, decay: float, warmup: bool = True) -> float:
@@ -30,7 +28,7 @@ def ema_decay(update: int, decay: float, warmup: bool = True) -> float:
 
 
 @torch.no_grad()
-def ema_update_(average: Sequence[Tensor], current: Sequence[Tensor], decay: float) -> None:
+def ema_update_(average: list[Tensor], current: list[Tensor], decay: float) -> None:
     """In place ``average = decay * average + (1 - decay) * current``, all tensors in one foreach pass.
 
     Args:
@@ -45,3 +43,51 @@ def ema_update_(average: Sequence[Tensor], current: Sequence[Tensor], decay: flo
         [tensor([1.5000])]
     """
     torch._foreach_lerp_(average, current, 1.0 - decay)
+
+
+class ModuleAverage:
+    """Moves the tensors of one module towards those of another, which has the same ones and maybe more.
+
+    The modules are walked once: that costs more than the update.
+
+    Args:
+        average: The module that is moved. Integer tensors become copies.
+        current: The module that is followed.
+        average_buffers: Whether floating buffers (batch norm's running statistics) are averaged like weights; otherwise
+            they become copies.
+
+    Raises:
+        KeyError: ``average`` has a weight or a submodule that ``current`` has not.
+
+    Example:
+        >>> ours, theirs = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+        >>> _ = ours.weight.data.fill_(1.0), theirs.weight.data.fill_(3.0)
+        >>> ModuleAverage(ours, theirs).update(decay=0.75)
+        >>> ours.weight.item()
+        1.5
+    """
+
+    def __init__(self, average: nn.Module, current: nn.Module, average_buffers: bool = True) -> None:
+        weights, followed = dict(average.named_parameters()), dict(current.named_parameters())
+        self._weights = list(weights.values()), [followed[name] for name in weights]
+        modules = dict(current.named_modules())
+        # By name, for a module may exchange its buffers instead of changing them.
+        self._buffers = [
+            (mine, modules[path], name)
+            for path, mine in average.named_modules()
+            for name, _ in mine.named_buffers(recurse=False)
+        ]
+        self._average_buffers = average_buffers
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """One step of :func:`ema_update_`; ``decay=0`` copies."""
+        mine, theirs = list(self._weights[0]), list(self._weights[1])
+        for average, current, name in self._buffers:
+            buffer, followed = getattr(average, name), getattr(current, name)
+            if self._average_buffers and buffer.is_floating_point():
+                mine.append(buffer)
+                theirs.append(followed)
+            else:
+                buffer.copy_(followed)
+        ema_update_(mine, theirs, decay)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import at_least_float32
+
 
 def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(p || q) = sum_c p_c log(p_c / q_c) of two softmax distributions, averaged over everything but the classes.
 
-    Computed in float32 whatever the autocast dtype, because bf16 keeps only 8 bits of the log-probabilities.
+    Computed in float32 at least, whatever the autocast dtype, because bf16 keeps only 8 bits of the log-probabilities.
 
     Args:
         p_logits: Logits of the distribution the expectation is taken over, ``[N, C, ...]``.
@@ -24,8 +26,8 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
         >>> round(kl_divergence(p, q).item(), 4)  # 0.8 ln 1.6 + 0.2 ln 0.4
         0.1927
     """
-    log_p = F.log_softmax(p_logits.float(), dim=1)
-    log_q = F.log_softmax(q_logits.float(), dim=1)
+    log_p = F.log_softmax(at_least_float32(p_logits), dim=1)
+    log_q = F.log_softmax(at_least_float32(q_logits), dim=1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
 
 
@@ -39,7 +41,7 @@ def symmetric_kl_divergence(a_logits: Tensor, b_logits: Tensor) -> Tensor:
     Returns:
         A scalar >= 0 in nats, differentiable with respect to both arguments.
     """
-    log_a = F.log_softmax(a_logits.float(), dim=1)
-    log_b = F.log_softmax(b_logits.float(), dim=1)
+    log_a = F.log_softmax(at_least_float32(a_logits), dim=1)
+    log_b = F.log_softmax(at_least_float32(b_logits), dim=1)
     # The two directions add up to sum (a - b)(log a - log b).
     return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(dim=1).mean()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of all tensors taken as one vector: a scalar tensor."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+from .precision import at_least_float32_dtype
 
 
-def sam_ascent(gradients: Sequence[Tensor], rho: float) -> tuple[Tensor, ...]:
+def global_norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """Euclidean norm of all tensors taken as one vector: a scalar tensor of float32 or float64."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, 2, at_least_float32_dtype(tensors[0]))))
+
+
+def sam_ascent(gradients: list[Tensor] | tuple[Tensor, ...], rho: float) -> tuple[Tensor, ...]:
     """SAM's ascent step ``rho * g / ||g||`` (Foret et al., 2021, equation 2 with p = 2).
 
     Args:
@@ -33,7 +33,7 @@ def sam_ascent(gradients: Sequence[Tensor], rho: float) -> tuple[Tensor, ...]:
 
 
 def asam_ascent(
-    gradients: Sequence[Tensor], parameters: Sequence[Tensor], adaptive: Sequence[bool], rho: float, eta: float
+    gradients: list[Tensor] | tuple[Tensor, ...], parameters: list[Tensor] | tuple[Tensor, ...], adaptive: list[bool], rho: float, eta: float
 ) -> tuple[Tensor, ...]:
     """ASAM's ascent step ``rho * T^2 g / ||T g||`` (Kwon et al., 2021, algorithm 1).
 
@@ -54,7 +54,9 @@ def asam_ascent(
         >>> asam_ascent([torch.tensor([3.0])], [torch.tensor([-2.0])], [True], rho=0.5, eta=0.0)
         (tensor([1.]),)
     """
-    scales = [p.detach().abs() + eta if scaled else torch.ones_like(p) for p, scaled in zip(parameters, adaptive, strict=True)]
+    scales = [
+        p.detach().abs() + eta if scaled else torch.ones_like(p) for p, scaled in zip(parameters, adaptive, strict=True)
+    ]
     scaled_gradients = torch._foreach_mul(gradients, scales)
     step = rho / (global_norm(scaled_gradients) + 1e-12)
     return torch._foreach_mul(torch._foreach_mul(scaled_gradients, scales), step)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import at_least_float32
+
 
 def fixmatch_loss(strong_logits: Tensor, pseudo_logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """FixMatch's unlabelled loss (Sohn et al., 2020, equation 4).
@@ -29,7 +31,7 @@ def fixmatch_loss(strong_logits: Tensor, pseudo_logits: Tensor, threshold: float
         >>> round(loss.item(), 4), share.item()  # only the first counts: ln 2 / 2
         (0.3466, 0.5)
     """
-    confidence, label = F.softmax(pseudo_logits.detach().float(), dim=1).max(dim=1)
-    mask = (confidence >= threshold).float()
-    loss = F.cross_entropy(strong_logits.float(), label, reduction="none")
+    confidence, label = F.softmax(at_least_float32(pseudo_logits.detach()), dim=1).max(dim=1)
+    loss = F.cross_entropy(at_least_float32(strong_logits), label, reduction="none")
+    mask = (confidence >= threshold).to(loss.dtype)
     return (loss * mask).mean(), mask.mean()

@@ -25,7 +25,7 @@ def get_rng_state(device: torch.device) -> RngState:
         device: The device the model computes on.
     """
     on_device = (device, torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
-    return RngState(torch.get_rng_state(), on_device, random.getstate(), np.random.get_state())
+    return RngState(torch.get_rng_state(), on_device, random.getstate(), np.random.get_state())  # noqa: NPY002
 
 
 def set_rng_state(state: RngState) -> None:
@@ -45,4 +45,4 @@ def set_rng_state(state: RngState) -> None:
     if state.device is not None:
         torch.cuda.set_rng_state(state.device[1], state.device[0])
     random.setstate(state.python)
-    np.random.set_state(state.numpy)
+    np.random.set_state(state.numpy)  # noqa: NPY002

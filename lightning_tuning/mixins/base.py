@@ -37,6 +37,7 @@ class TuningMixin(LightningModule):
     """Methods that the host must define."""
     sharded: ClassVar[bool] = False
     """Whether it is right when each process holds only a part of every parameter."""
+    _is_tuning_mixin: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -90,7 +91,8 @@ class TuningMixin(LightningModule):
 
     def compute_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The host's own loss, the end of the mixins' chain."""
-        self.__dict__["_saw_compute_loss"] = True
+        if self.training:
+            self.__dict__["_saw_compute_loss"] = True
         return super().compute_loss(logits, target)  # type: ignore[misc]
 
     def pseudo_logits(self, x: Any) -> Tensor:

@@ -18,9 +18,14 @@ STAGES = ("optimizer", "teacher", "split", "mix", "repeat", "loss")
 """Left to right in the class statement. The batch travels right, the loss comes back left."""
 
 
+def is_tuning_mixin(cls: type) -> bool:
+    """Whether ``cls`` is :class:`TuningMixin` or inherits from it."""
+    return hasattr(cls, "_is_tuning_mixin")
+
+
 def is_technique(cls: type) -> bool:
     """Whether ``cls`` is a mixin that names a technique (and not a composed class that merely inherits from one)."""
-    return bool(vars(cls).get("stem"))
+    return is_tuning_mixin(cls) and bool(vars(cls).get("stem"))
 
 
 def techniques_of(cls: type) -> list[type[TuningMixin]]:
@@ -33,7 +38,7 @@ def hosts_of(cls: type) -> list[type[LightningModule]]:
     return [
         c
         for c in cls.__mro__
-        if issubclass(c, LightningModule) and not hasattr(c, "stem") and c not in LightningModule.__mro__
+        if issubclass(c, LightningModule) and not is_tuning_mixin(c) and c not in LightningModule.__mro__
     ]
 
 
@@ -60,7 +65,7 @@ def check_not_pytorch_lightning(cls: type) -> None:
     """Refuse a host built on the other name of Lightning, whose Trainer and classes do not mix with ours."""
     for base in cls.__mro__:
         if base.__module__.startswith("pytorch_lightning."):
-            host = next(c for c in cls.__mro__ if base in c.__mro__ and not hasattr(c, "stem"))
+            host = next(c for c in cls.__mro__ if base in c.__mro__ and not is_tuning_mixin(c))
             raise CompositionError(
                 f"{host.__name__} comes from the package pytorch_lightning, which does not mix with lightning.pytorch. "
                 "Write `import lightning.pytorch as pl` instead of `import pytorch_lightning as pl` in its file."
@@ -79,6 +84,7 @@ def check_composition(cls: type) -> None:
     _check_nothing_hides_a_mixin(cls, techniques)
     _check_order(cls, techniques, hosts)
     _check_host_members(cls, techniques, hosts)
+    _check_hidden_names(hosts)
     _check_training_step(techniques, hosts)
     _check_arguments_once(cls, techniques, hosts)
 
@@ -154,6 +160,22 @@ HOST_METHODS = {
 }
 
 
+def _check_hidden_names(hosts: list) -> None:
+    """The mixins' own names would stand left of the host's, and mean something else."""
+    for host in hosts:
+        for name in OWN_NAMES:
+            if name in vars(host):
+                raise CompositionError(
+                    f"{host.__name__}.{name} would be hidden by the mixins' own {name}. Rename it in {host.__name__}."
+                )
+
+
+OWN_NAMES = (
+    *("stem", "stage", "off", "needs", "sharded", "is_on", "active_techniques", "tuning_settings"),
+    *("trainable_parameters", "class_count", "pseudo_logits"),
+)
+
+
 def _check_training_step(techniques: list, hosts: list) -> None:
     if not any("training_step" in vars(t) for t in techniques):
         return
@@ -210,6 +232,11 @@ def compose(host: type[LightningModule], *mixins: type[TuningMixin], name: str |
         >>> [c.__name__ for c in Net.__bases__]
         ['SAMMixin', 'L1Mixin', 'BoringModel']
     """
+    if not issubclass(host, LightningModule) or is_tuning_mixin(host) or not all(map(is_technique, mixins)):
+        raise CompositionError(
+            "compose(host, *mixins) takes a LightningModule and then mixins, not "
+            f"({', '.join(c.__name__ for c in (host, *mixins))})."
+        )
     name = name or f"Tuned{host.__name__}"
     # Pickle looks a class up by its module, so it has to be the caller's.
     namespace = {"__module__": sys._getframe(1).f_globals["__name__"], "__doc__": host.__doc__}

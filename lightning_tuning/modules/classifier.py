@@ -37,6 +37,8 @@ class Classifier(LightningModule):
         num_classes: Number of classes, at least 2.
         in_channels: Channels of the images, for a network given by name.
         image_size: Height and width of the images in pixels, for ``mlp`` only.
+        dropout: Probability that a feature before the last layer is dropped, in [0, 1), for a network given by name.
+            R-Drop needs it.
         loss: ``cross_entropy``, or a class path of a module called with logits ``[N, C]`` and a target of ids ``[N]``
             or probabilities ``[N, C]``, returning the mean.
         optimizer: ``sgd``, ``rmsprop``, ``adam`` or ``adamw``, or a class path whose own ``init_args`` then hold the
@@ -66,6 +68,7 @@ class Classifier(LightningModule):
         num_classes: int = 10,
         in_channels: int = 1,
         image_size: int = 16,
+        dropout: float = 0.0,
         loss: LossName | nn.Module = "cross_entropy",
         optimizer: OptimizerName | OptimizerCallable = "adamw",
         lr: float = 1e-3,
@@ -84,9 +87,14 @@ class Classifier(LightningModule):
 
         self._to_match = {"num_classes": num_classes}
         if isinstance(network, nn.Module):
+            if dropout:
+                raise InvalidValueError(
+                    f"dropout is {dropout}, but it is for a network given by name; set it in "
+                    f"{type(network).__name__}'s own arguments."
+                )
             self.network = network
         else:
-            self.network = build_network(network, in_channels, num_classes, image_size)
+            self.network = build_network(network, in_channels, num_classes, image_size, dropout)
             self._to_match["in_channels"] = in_channels
         if network == "mlp":
             self._to_match["image_size"] = image_size

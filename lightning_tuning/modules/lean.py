@@ -51,7 +51,7 @@ class Lean(type):
     @property
     def __signature__(cls) -> inspect.Signature:
         """What ``help`` and editors show: that of ``__init__``, not that of the metaclass's ``__call__``."""
-        signature = inspect.signature(cls.__init__)
+        signature = _init_signature(cls)
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +80,7 @@ def composed(cls: Lean, active: tuple[type[TuningMixin], ...]) -> type:
     own = techniques_of(cls)
     # What belongs right of the mixins that a subclass brings along has to stand right of that subclass.
     left = [t for t in active if not own or in_order([t, own[0]])[0] is t]
-    bases = (*in_order(left), cls, *in_order([t for t in active if t not in left]))
+    bases: Any = (*in_order(left), cls, *in_order([t for t in active if t not in left]))
     namespace = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
@@ -92,11 +92,11 @@ def composed(cls: Lean, active: tuple[type[TuningMixin], ...]) -> type:
 
 def _rebuild(cls: Lean, active: tuple[type[TuningMixin], ...]) -> Any:
     """An empty instance for pickle and copy to fill."""
-    made = composed(cls, active)
+    made: Any = composed(cls, active)
     return made.__new__(made)
 
 
-def _offering_init(cls: type, techniques: tuple[type[TuningMixin], ...]) -> Any:
+def _offering_init(cls: Any, techniques: tuple[type[TuningMixin], ...]) -> Any:
     """An ``__init__`` that passes everything on, and whose signature shows the techniques' arguments at their off-values."""
     inner = vars(cls).get("__init__")
 
@@ -135,6 +135,10 @@ def _args_section(cls: type) -> str:
     return ""
 
 
+def _init_signature(cls: Any) -> inspect.Signature:
+    return inspect.signature(cls.__init__)
+
+
 def _known_arguments(cls: type) -> set[str]:
     known: set[str] = set()
     for c in cls.__mro__:
@@ -147,10 +151,11 @@ def _known_arguments(cls: type) -> set[str]:
 
 
 def _flat_arguments(cls: type, module: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(cls.__init__).bind(module, *args, **kwargs)
+    signature = _init_signature(cls)
+    bound = signature.bind(module, *args, **kwargs)
     bound.apply_defaults()
     arguments = dict(list(bound.arguments.items())[1:])
-    for parameter in inspect.signature(cls.__init__).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name, {}))
         elif parameter.kind is parameter.VAR_POSITIONAL:

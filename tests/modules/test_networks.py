@@ -113,3 +113,21 @@ def test_errors_say_what_to_write(arguments, message):
 def test_a_value_that_is_no_string_gets_no_guess():
     with pytest.raises(InvalidValueError, match=r"^network is 3; it must be one of 'cnn', or a module\.$"):
         check_name("network", 3, ["cnn"], "a module")
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "wrn_16_2"])
+def test_dropout_zeroes_the_features_before_the_head(name):
+    network = build_network(name, image_size=8, dropout=0.4)
+    head = network[-1]
+    seen = []
+    head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for training in (True, False):
+        network.train(training)(torch.rand(64, 1, 8, 8) + 1)
+    trained, evaluated = ((features == 0).float().mean().item() for features in seen)
+    assert 1 - (1 - evaluated) * 0.6 == pytest.approx(trained, abs=0.1)
+    assert trained > evaluated + 0.1
+
+
+def test_dropout_of_a_given_network_is_refused():
+    with pytest.raises(InvalidValueError, match="dropout is 0.2, but it is for a network given by name"):
+        Classifier(network=nn.Linear(3, 10), dropout=0.2)

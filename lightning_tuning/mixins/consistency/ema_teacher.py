@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tuning.errors import InvalidValueError, check_range
-from lightning_tuning.functional import ema_decay, ema_update_
+from lightning_tuning.functional import ModuleAverage, ema_decay
 from lightning_tuning.mixins.base import TuningMixin
 
 
@@ -41,6 +41,8 @@ class EMATeacherMixin(TuningMixin):
     stage = "teacher"
     off = {"ema_teacher_decay": None}
     needs = ("training_step", "forward")
+
+    ema_teacher_updates: Tensor
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class EMATeacherMixin(TuningMixin):
         self._release_optimizers()
 
     def _release_optimizers(self) -> None:
-        for hook in self.__dict__.get("_ema_hooks", ()):
+        for hook in self.__dict__.pop("_ema_hooks", ()):
             hook.remove()
         self.__dict__["_ema_hooks"] = []
 
@@ -130,29 +132,11 @@ class EMATeacherMixin(TuningMixin):
         super().on_train_start()
         if self._teacher is None:
             return
-        self._collect_pairs(self._teacher)
-        if self._ema_updates == 0:  # weights may have been loaded after the copy was made
-            ema_update_(*self._ema_averaged, decay=0.0)
-            self._copy_buffers()
-
-    def _collect_pairs(self, teacher: nn.Module) -> None:
-        """The teacher's tensors beside the student's; made once, for walking a module costs more than the update."""
-        own = _named_tensors(self)
-        averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
-        copied: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for name, value in _named_tensors(teacher).items():
-            is_weight = isinstance(value, nn.Parameter) or self.ema_teacher_buffers == "average"
-            pair = averaged if is_weight and value.is_floating_point() else copied
-            pair[0].append(value)
-            pair[1].append(own[name])
-        self.__dict__["_ema_averaged"], self.__dict__["_ema_copied"] = averaged, copied
+        self._ema_average = ModuleAverage(self._teacher, self, self.ema_teacher_buffers == "average")
         # Read once: the buffer lives on the device, where a look at each step would wait for it.
-        self.__dict__["_ema_updates"] = int(self.ema_teacher_updates)
-
-    @torch.no_grad()
-    def _copy_buffers(self) -> None:
-        for value, current in zip(*self._ema_copied, strict=True):
-            value.copy_(current)
+        self._ema_updates = int(self.ema_teacher_updates)
+        if self._ema_updates == 0:  # weights may have been loaded after the copy was made
+            self._ema_average.update(decay=0.0)
 
     def _follow(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Move the teacher. The scaler of fp16 calls ``optimizer.step`` for the steps that count only; a fused
@@ -160,12 +144,6 @@ class EMATeacherMixin(TuningMixin):
         overflow = getattr(optimizer, "found_inf", None)
         if overflow is not None and overflow.item():
             return
-        self.__dict__["_ema_updates"] += 1
+        self._ema_updates += 1
         self.ema_teacher_updates += 1
-        decay = ema_decay(self._ema_updates, self.ema_teacher_decay or 0.0, self.ema_teacher_warmup)
-        ema_update_(*self._ema_averaged, decay)
-        self._copy_buffers()
-
-
-def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self._ema_average.update(ema_decay(self._ema_updates, self.ema_teacher_decay or 0.0, self.ema_teacher_warmup))

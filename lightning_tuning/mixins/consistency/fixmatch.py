@@ -8,7 +8,7 @@ from lightning_tuning.errors import check_range
 from lightning_tuning.functional import fixmatch_loss
 from lightning_tuning.mixins.base import TuningMixin, add_to_loss
 
-from .streams import split_streams, weak_and_strong
+from .streams import labeled_part, split_streams, weak_and_strong
 
 
 class FixMatchMixin(TuningMixin):
@@ -46,10 +46,12 @@ class FixMatchMixin(TuningMixin):
         self.fixmatch_threshold = fixmatch_threshold
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.fixmatch_weight == 0:
+            return super().training_step(labeled_part(batch), batch_idx)
         labeled, unlabeled = split_streams(batch, "FixMatchMixin")
         output = super().training_step(labeled, batch_idx)
-        if self.fixmatch_weight == 0 or output is None:
-            return output
+        if output is None:
+            return None
         weak, strong = weak_and_strong(unlabeled, "FixMatchMixin")
         pseudo = self.pseudo_logits(weak)
         loss, share = fixmatch_loss(self(strong), pseudo, self.fixmatch_threshold)

@@ -7,6 +7,16 @@ from typing import Any
 from lightning_tuning.errors import InvalidValueError
 
 
+def has_streams(batch: Any) -> bool:
+    """Whether it is a batch ``{"labeled": ..., "unlabeled": ...}``."""
+    return isinstance(batch, dict) and {"labeled", "unlabeled"} <= batch.keys()
+
+
+def labeled_part(batch: Any) -> Any:
+    """The labelled part of a batch with two streams; a batch without them is itself the labelled part."""
+    return batch["labeled"] if has_streams(batch) else batch
+
+
 def split_streams(batch: Any, technique: str) -> tuple[Any, Any]:
     """``(labeled, unlabeled)`` of a batch ``{"labeled": ..., "unlabeled": ...}``.
 
@@ -17,7 +27,7 @@ def split_streams(batch: Any, technique: str) -> tuple[Any, Any]:
     Raises:
         InvalidValueError: The batch is not such a dict.
     """
-    if not (isinstance(batch, dict) and {"labeled", "unlabeled"} <= batch.keys()):
+    if not has_streams(batch):
         came = f"a dict with the keys {sorted(batch)}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
         raise InvalidValueError(
             f'{technique} needs batches {{"labeled": ..., "unlabeled": ...}}, but got {came}. Return such a dict of loaders '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -57,6 +57,10 @@ class SAMMixin(TuningMixin):
         self._sam_window: list[tuple[Any, int, RngState]] = []
         self._sam_climbed = False
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._sam_window.clear()  # an earlier fit may have been interrupted within a window
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.sam_rho != 0 and not self._sam_climbed:
             # A shallow copy: a host that exchanges items of its batch must find them in the second pass again.
@@ -74,8 +78,10 @@ class SAMMixin(TuningMixin):
         """The closure of the last batch of the window leaves the whole window's gradient, averaged over the devices."""
         try:
             loss = closure()
-            if loss is not None:
-                with self._climb():
+            stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            climbing = [(n, p) for n, p in self.named_parameters() if p.grad is not None and id(p) in stepped]
+            if climbing:  # none where training_step skipped the whole window
+                with self._climb(climbing):
                     optimizer.zero_grad()
                     self._second_pass(optimizer)
             return loss
@@ -83,13 +89,13 @@ class SAMMixin(TuningMixin):
             self._sam_window.clear()
 
     @contextmanager
-    def _climb(self) -> Iterator[None]:
+    def _climb(self, named: list[tuple[str, nn.Parameter]]) -> Iterator[None]:
         """At the top of the ascent; afterwards weights and buffers are bitwise what they were."""
-        named = [(name, p) for name, p in self.named_parameters() if p.grad is not None]
         parameters: list[Tensor] = [p.detach() for _, p in named]
         gradients = [p.grad for _, p in named if p.grad is not None]
-        buffers = [b for m in self.modules() if m.training for b in m.buffers(recurse=False)]
-        kept_parameters, kept_buffers = [p.clone() for p in parameters], [b.clone() for b in buffers]
+        # By name, for a host may exchange a buffer instead of changing it.
+        buffers = [(m, n, b, b.clone()) for m in self.modules() if m.training for n, b in m.named_buffers(recurse=False)]
+        kept_parameters = [p.clone() for p in parameters]
         if self.sam_adaptive:
             scaled = ["weight" in name for name, _ in named]
             ascent = asam_ascent(gradients, parameters, scaled, self.sam_rho, self.sam_eta)
@@ -103,8 +109,8 @@ class SAMMixin(TuningMixin):
         finally:
             self._sam_climbed = False
             torch._foreach_copy_(parameters, kept_parameters)
-            for buffer, kept in zip(buffers, kept_buffers, strict=True):
-                buffer.copy_(kept)
+            for module, name, buffer, kept in buffers:
+                setattr(module, name, buffer.copy_(kept))
 
     def _second_pass(self, optimizer: Optimizer) -> None:
         """Gradient of the window at the climbed weights, through the strategy and so through DDP and the scaler."""
@@ -119,8 +125,8 @@ class SAMMixin(TuningMixin):
     def _replay(self, entry: tuple[Any, int, RngState], optimizer: Optimizer) -> None:
         batch, batch_idx, rng_state = entry
         set_rng_state(rng_state)
-        output = self.trainer.strategy.training_step(batch, batch_idx)
-        loss = output["loss"] if isinstance(output, dict) else output
+        output: Any = self.trainer.strategy.training_step(batch, batch_idx)
+        loss = output["loss"] if isinstance(output, Mapping) else output
         if loss is not None:
             self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, optimizer)
 

@@ -18,7 +18,9 @@ NetworkName = Literal["mlp", "cnn", "resnet18", "wrn_16_2"]
 __all__ = ["NetworkName", "build_network", "cnn", "mlp", "resnet18", "wrn_16_2"]
 
 
-def build_network(name: str, in_channels: int = 1, num_classes: int = 10, image_size: int = 16) -> nn.Module:
+def build_network(
+    name: str, in_channels: int = 1, num_classes: int = 10, image_size: int = 16, dropout: float = 0.0
+) -> nn.Module:
     """Build a network by name, its weights drawn from torch's default generator.
 
     Args:
@@ -26,6 +28,8 @@ def build_network(name: str, in_channels: int = 1, num_classes: int = 10, image_
         in_channels: Channels of the images, at least 1.
         num_classes: Number of logits, at least 2.
         image_size: Height and width of the images in pixels; only ``mlp`` is built for one size.
+        dropout: Probability that a feature before the last layer (in ``mlp`` before each but the first) is dropped,
+            in [0, 1).
 
     Returns:
         A module that turns images ``[N, in_channels, H, W]`` into logits ``[N, num_classes]``.
@@ -42,6 +46,7 @@ def build_network(name: str, in_channels: int = 1, num_classes: int = 10, image_
     check_range("in_channels", in_channels, 1)
     check_range("num_classes", num_classes, 2)
     check_range("image_size", image_size, 1)
+    check_range("dropout", dropout, 0.0, 1.0, open_high=True)
     if name == "mlp":
-        return mlp(in_channels, num_classes, image_size)
-    return {"cnn": cnn, "resnet18": resnet18, "wrn_16_2": wrn_16_2}[name](in_channels, num_classes)
+        return mlp(in_channels, num_classes, image_size, dropout)
+    return {"cnn": cnn, "resnet18": resnet18, "wrn_16_2": wrn_16_2}[name](in_channels, num_classes, dropout)

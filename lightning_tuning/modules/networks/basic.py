@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from .init import init_weights
 
 
-def mlp(in_channels: int, num_classes: int, image_size: int, hidden: int = 256) -> nn.Sequential:
+def mlp(in_channels: int, num_classes: int, image_size: int, dropout: float = 0.0, hidden: int = 256) -> nn.Sequential:
     """Two hidden ReLU layers on the flattened image, without any norm layer.
 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of logits.
         image_size: Height and width of the images in pixels.
+        dropout: Probability that a hidden unit is dropped, in [0, 1).
         hidden: Width of each hidden layer.
     """
     head = nn.Linear(hidden, num_classes)
@@ -22,8 +23,10 @@ def mlp(in_channels: int, num_classes: int, image_size: int, hidden: int = 256) 
         nn.Flatten(),
         nn.Linear(in_channels * image_size**2, hidden),
         nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
         nn.Linear(hidden, hidden),
         nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
         head,
     )
     init_weights(network, head)
@@ -44,7 +47,9 @@ class ChannelsLast(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def cnn(in_channels: int, num_classes: int, widths: tuple[int, int, int] = (16, 64, 128)) -> nn.Sequential:
+def cnn(
+    in_channels: int, num_classes: int, dropout: float = 0.0, widths: tuple[int, int, int] = (16, 64, 128)
+) -> nn.Sequential:
     """Three blocks of 3x3 convolution, batch norm and ReLU, the first two halving the image, then the global average.
 
     Made for grey or colour images of 8 to 32 pixels; about 85,000 parameters. The max-pooling stands right after the
@@ -53,6 +58,7 @@ def cnn(in_channels: int, num_classes: int, widths: tuple[int, int, int] = (16, 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of logits.
+        dropout: Probability that a feature before the last layer is dropped, in [0, 1).
         widths: Channels after each block.
     """
     layers: list[nn.Module] = [ChannelsLast()]
@@ -63,6 +69,6 @@ def cnn(in_channels: int, num_classes: int, widths: tuple[int, int, int] = (16, 
             layers.append(nn.MaxPool2d(2))
         layers += [nn.BatchNorm2d(outside), nn.ReLU(inplace=True)]
     head = nn.Linear(widths[-1], num_classes)
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), head)
     init_weights(network, head)
     return network

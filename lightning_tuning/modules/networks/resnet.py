@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
         return self.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-def resnet18(in_channels: int, num_classes: int) -> nn.Sequential:
+def resnet18(in_channels: int, num_classes: int, dropout: float = 0.0) -> nn.Sequential:
     """ResNet-18 whose stem is one 3x3 convolution of stride 1 without max-pooling, as is usual on 32x32 images.
 
     The ImageNet stem (7x7, stride 2, max-pool) would leave a 32x32 image one pixel in the last stage. 11,173,962
@@ -35,6 +35,7 @@ def resnet18(in_channels: int, num_classes: int) -> nn.Sequential:
     Args:
         in_channels: Channels of the images.
         num_classes: Number of logits.
+        dropout: Probability that a feature before the last layer is dropped, in [0, 1).
     """
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, 64, 3, padding=1, bias=False),
@@ -46,6 +47,6 @@ def resnet18(in_channels: int, num_classes: int) -> nn.Sequential:
         layers += [BasicBlock(inside, outside, stride), BasicBlock(outside, outside, 1)]
         inside = outside
     head = nn.Linear(inside, num_classes)
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), head)
     init_weights(network, head)
     return network

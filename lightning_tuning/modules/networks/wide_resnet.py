@@ -27,14 +27,15 @@ class PreActivationBlock(nn.Module):
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
-def wrn_16_2(in_channels: int, num_classes: int) -> nn.Sequential:
-    """Wide ResNet of 16 layers, twice as wide, without dropout: three stages of two blocks.
+def wrn_16_2(in_channels: int, num_classes: int, dropout: float = 0.0) -> nn.Sequential:
+    """Wide ResNet of 16 layers, twice as wide, without dropout in its blocks: three stages of two blocks.
 
     691,674 parameters with 3 channels and 10 classes.
 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of logits.
+        dropout: Probability that a feature before the last layer is dropped, in [0, 1).
     """
     layers: list[nn.Module] = [nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)]
     inside = 16
@@ -42,7 +43,7 @@ def wrn_16_2(in_channels: int, num_classes: int) -> nn.Sequential:
         layers += [PreActivationBlock(inside, outside, stride), PreActivationBlock(outside, outside, 1)]
         inside = outside
     head = nn.Linear(inside, num_classes)
-    pooled = [nn.BatchNorm2d(inside), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    pooled = [nn.BatchNorm2d(inside), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout)]
     network = nn.Sequential(*layers, *pooled, head)
     init_weights(network, head)
     return network
