@@ -5,15 +5,15 @@ import os
 # Without it, importing albumentations asks the network for the newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-from lightning_tuning.data.contact_sheet import save_views  # noqa: E402
-from lightning_tuning.data.digits import DigitsDataModule  # noqa: E402
-from lightning_tuning.data.image_datamodule import ImageDataModule  # noqa: E402
-from lightning_tuning.data.label_selection import choose_labeled  # noqa: E402
-from lightning_tuning.data.loader import KeyedLoader  # noqa: E402
-from lightning_tuning.data.pipeline import SeededPipeline  # noqa: E402
-from lightning_tuning.data.sampler import FixedSampler, KeyedSampler, Keys, Stream  # noqa: E402
-from lightning_tuning.data.splits import stratified_split  # noqa: E402
-from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms  # noqa: E402
+from lightning_tuning.data.contact_sheet import save_views
+from lightning_tuning.data.digits import DigitsDataModule
+from lightning_tuning.data.image_datamodule import ImageDataModule
+from lightning_tuning.data.label_selection import choose_labeled
+from lightning_tuning.data.loader import KeyedLoader
+from lightning_tuning.data.pipeline import SeededPipeline
+from lightning_tuning.data.sampler import FixedSampler, KeyedSampler, Keys, Stream
+from lightning_tuning.data.splits import stratified_split
+from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
 
 __all__ = [
     "DigitsDataModule",

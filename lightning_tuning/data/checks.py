@@ -36,9 +36,9 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raise :class:`InvalidValueError` unless ``value`` is one of the ``allowed`` names.
 
     Example:
-        >>> check_choice("augment", "week", ["none", "weak", "strong"])
+        >>> check_choice("augment", "week", ["weak", "strong"])
         Traceback (most recent call last):
-        lightning_tuning.errors.InvalidValueError: augment is 'week'; did you mean 'weak'? Allowed: 'none', 'weak', 'strong'.
+        lightning_tuning.errors.InvalidValueError: augment is 'week'; did you mean 'weak'? Allowed: 'weak', 'strong'.
     """
     names = list(allowed)
     if value not in names:

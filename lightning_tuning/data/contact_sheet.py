@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from lightning_tuning.data.checks import check_count
 from lightning_tuning.data.hashing import hashes
 from lightning_tuning.data.image_datamodule import ImageDataModule
@@ -19,6 +17,8 @@ def save_views(datamodule: ImageDataModule, path: str | Path, n: int = 8) -> Non
         path: File to write.
         n: Number of columns, at least 1; no more are drawn than there are labelled images.
     """
+    from matplotlib.figure import Figure  # here, so that training does not wait for its import
+
     check_count("n", n, 1)
     indices = datamodule.labeled_indices[:n]
     seeds = hashes(len(indices), datamodule.effective_seed, "contact sheet")

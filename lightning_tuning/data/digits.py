@@ -6,7 +6,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits
 
 from lightning_tuning.data.image_datamodule import ImageDataModule
 
@@ -40,6 +39,8 @@ class DigitsDataModule(ImageDataModule):
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """All 1797 images, their values scaled from 0..16 to 0..255, and their digits."""
+        from sklearn.datasets import load_digits  # here, as every spawned worker imports this module
+
         digits = load_digits()
         images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
         shrinks = self.image_size < images.shape[1]

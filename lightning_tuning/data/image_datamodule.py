@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
-from typing import Any
+from abc import ABC, abstractmethod
 
 import albumentations as A
 import numpy as np
@@ -25,13 +24,13 @@ from lightning_tuning.errors import InvalidValueError
 _LARGEST_SEED = 2**32 - 1
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(LightningDataModule, ABC):
     """Labelled and, if wanted, unlabelled training batches of images, and a validation and a test part.
 
     A supervised training batch is ``(x, y)`` with ``x`` float32 ``[N, C, H, W]``, normalised with the training images'
     mean and standard deviation, and ``y`` int64 ``[N]``. With ``unlabeled_batch_size`` it is
-    ``{"labeled": (x, y), "unlabeled": {"weak": x_weak, "strong": x_strong}}``, two views of the same images. As in FixMatch
-    (Sohn et al., 2020) the unlabelled images are *all* training images, those that keep their label included.
+    ``{"labeled": (x, y), "unlabeled": {"weak": x_weak, "strong": x_strong}}``, two views of the same images. As in
+    FixMatch (Sohn et al., 2020) the unlabelled images are *all* training images, those that keep their label included.
     Validation, test and prediction (on the test part) give ``(x, y)`` without augmentation.
 
     Order and augmentations are functions of seed, epoch and position. They do not depend on the number of workers, and
@@ -158,8 +157,8 @@ class ImageDataModule(LightningDataModule):
         view = pipeline(image, seed=0)
         if view.shape != image.shape or view.dtype != np.uint8:
             raise InvalidValueError(
-                f"{name}_transforms make {view.dtype} {list(view.shape)} of an image of uint8 {list(image.shape)}; they must "
-                f"keep type and size. Leave out Normalize and ToTensorV2, and crop or resize to {self.image_size} pixels."
+                f"{name}_transforms turn uint8 images of {list(image.shape)} into {view.dtype} of {list(view.shape)}; "
+                f"they must keep type and size: leave out Normalize and ToTensorV2, crop to {self.image_size}."
             )
         return pipeline
 
@@ -171,7 +170,7 @@ class ImageDataModule(LightningDataModule):
         if self.unlabeled_batch_size:
             streams.append(Stream("unlabeled", self.unlabeled_indices, self.unlabeled_batch_size))
         one_pass = -(-len(streams[-1].indices) // (streams[-1].batch_size * world))
-        sampler_class = FixedSampler if trainer and trainer.overfit_batches else KeyedSampler
+        sampler_class = FixedSampler if getattr(trainer, "overfit_batches", 0) else KeyedSampler
         sampler = sampler_class(
             streams, self.steps_per_epoch or one_pass, seed=self.effective_seed, num_replicas=world, rank=rank
         )

@@ -36,8 +36,8 @@ def choose_labeled(labels: np.ndarray, num_labels: int | None, seed: int) -> np.
     num_classes = len(np.unique(labels))
     if not num_classes <= num_labels <= len(labels):
         raise InvalidValueError(
-            f"num_labels is {num_labels}; it must be an integer from {num_classes} (one for each class) to {len(labels)} "
-            "(the training images), or None to keep every label."
+            f"num_labels is {num_labels}; it must be an integer from {num_classes} (one for each class) to "
+            f"{len(labels)} (the training images), or None to keep every label."
         )
     order = permutation(len(labels), seed, "labels")
     balanced = order[np.argsort(rank_in_class(labels, order)[order], kind="stable")]

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_tuning.data.sampler import KeyedSampler
 
 
-def quiet_opencv(worker_id: int) -> None:
-    """Keep OpenCV from starting one thread for each core in every worker."""
+def quiet_opencv(worker_id: int = 0) -> None:
+    """Make OpenCV work in the calling thread: on small images its own threads cost three times what they save."""
     cv2.setNumThreads(0)
 
 
@@ -45,6 +45,8 @@ class KeyedLoader(DataLoader):
         sampler: KeyedSampler = self.sampler  # type: ignore[assignment]
         same_epoch = resume is not None and resume["epoch"] == sampler.epoch
         self._batches = sampler.start = resume["batches"] if resume is not None and same_epoch else 0
+        if self.num_workers == 0:
+            quiet_opencv()
         for batch in super().__iter__():
             self._batches += 1  # before the yield: a checkpoint written while it is in use counts it as done
             yield batch

@@ -13,8 +13,8 @@ class SeededPipeline:
     """Applies transforms one after the other; the result is a function of image and seed.
 
     Albumentations keeps a random state in every transform, which forked workers inherit and so repeat, and its
-    ``set_random_seed`` gives all transforms of a list the same numbers. Here all transforms draw from one state, which is
-    set anew at each call.
+    ``set_random_seed`` gives all transforms of a list the same numbers. Here all transforms draw from one state, which
+    is set anew at each call.
 
     Args:
         transforms: The transforms, in order. Empty: the image stays as it is.

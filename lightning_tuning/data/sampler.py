@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DistributedSampler, SequentialSampler
@@ -71,39 +71,36 @@ class KeyedSampler(DistributedSampler):
         self, streams: Sequence[Stream], steps: int, *, seed: int = 0, num_replicas: int = 1, rank: int = 0
     ) -> None:
         # The base class takes the length from a dataset and divides it by the ranks.
-        super().__init__(range(steps * num_replicas), num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
+        length: Any = range(steps * num_replicas)
+        super().__init__(length, num_replicas=num_replicas, rank=rank, seed=seed)
         self.streams = tuple(streams)
         self.steps = steps
         self.start = 0
 
-    def __iter__(self) -> Iterator[tuple[Keys, ...]]:  # type: ignore[override]
-        drawn = [self._draw(stream) for stream in self.streams]
+    def __iter__(self) -> Iterator[tuple[Keys, ...]]:
+        drawn = [self._draw(stream, self.epoch) for stream in self.streams]
         for step in range(self.start, self.steps):
             yield tuple(Keys(keys.indices[step], keys.seeds[step]) for keys in drawn)
 
-    def _draw(self, stream: Stream) -> Keys:
+    def _draw(self, stream: Stream, epoch: int) -> Keys:
         """This rank's share of the epoch, both arrays ``[steps, batch_size]``."""
         count = self.steps * stream.batch_size * self.num_replicas
         size = len(stream.indices)
         passes = [
-            permutation(size, self.seed, f"order of {stream.name}", self.epoch, number)
+            permutation(size, self.seed, f"order of {stream.name}", epoch, number)
             for number in range(-(-count // size))
         ]
         indices = stream.indices[np.concatenate(passes)[:count]]
-        seeds = hashes(count, self.seed, f"augmentation of {stream.name}", self.epoch)
+        seeds = hashes(count, self.seed, f"augmentation of {stream.name}", epoch)
         share, shape = slice(self.rank, None, self.num_replicas), (self.steps, stream.batch_size)
         return Keys(indices[share].reshape(shape), seeds[share].reshape(shape))
 
 
-class FixedSampler(KeyedSampler, SequentialSampler):
+class FixedSampler(KeyedSampler, SequentialSampler):  # type: ignore[misc]
     """Repeats the first epoch for ever, for ``Trainer(overfit_batches=...)``.
 
     Under that flag the Trainer replaces every sampler that is not a ``SequentialSampler``; this one it keeps.
     """
 
-    def _draw(self, stream: Stream) -> Keys:
-        epoch, self.epoch = self.epoch, 0
-        try:
-            return super()._draw(stream)
-        finally:
-            self.epoch = epoch
+    def _draw(self, stream: Stream, epoch: int) -> Keys:
+        return super()._draw(stream, 0)

@@ -25,10 +25,8 @@ def strong_transforms(image_size: int) -> Transforms:
     """Shift, scale, rotate and shear; brightness and contrast; one dark rectangle on half of the images."""
     return [
         A.Affine(translate_percent=(-0.1, 0.1), scale=(0.8, 1.15), rotate=(-20, 20), shear=(-12, 12), fill=0, p=1.0),
-        A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.3, p=0.8),
-        A.CoarseDropout(
-            num_holes_range=(1, 1), hole_height_range=(0.15, 0.3), hole_width_range=(0.15, 0.3), fill=0, p=0.5
-        ),
+        A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.3, p=0.8),
+        A.Erasing(scale=(0.02, 0.08), ratio=(0.5, 2.0), fill=0, p=0.5),
     ]
 
 

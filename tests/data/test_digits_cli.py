@@ -1,0 +1,81 @@
+"""Every argument can be given on the command line and in YAML."""
+
+import albumentations as A
+import numpy as np
+import pytest
+from jsonargparse import ArgumentError, ArgumentParser
+
+from lightning_tuning.data import DigitsDataModule
+
+# Its new name does not exist in the oldest release that is supported.
+pytestmark = pytest.mark.filterwarnings("ignore:(.|\\n)*instantiate_classes")
+
+
+@pytest.fixture
+def parser():
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(DigitsDataModule, "data")
+    return parser
+
+
+def test_defaults(parser):
+    data = parser.instantiate_classes(parser.parse_args([])).data
+    assert (data.num_labels, data.batch_size, data.unlabeled_batch_size, data.image_size) == (None, 32, 0, 16)
+    assert (data.augment, data.steps_per_epoch, data.val_size, data.test_size) == ("weak", None, 180, 360)
+    assert (data.seed, data.split_seed, data.num_workers, data.eval_batch_size) == (None, 0, 0, 256)
+
+
+def test_arguments(parser):
+    arguments = {
+        "num_labels": 40,
+        "batch_size": 8,
+        "unlabeled_batch_size": 56,
+        "image_size": 20,
+        "augment": "strong",
+        "steps_per_epoch": 9,
+        "val_size": 100,
+        "test_size": 200,
+        "seed": 3,
+        "split_seed": 4,
+        "num_workers": 1,
+        "eval_batch_size": 50,
+    }
+    data = parser.instantiate_classes(parser.parse_args([f"--data.{k}={v}" for k, v in arguments.items()])).data
+    assert {name: getattr(data, name) for name in arguments} == arguments
+    with pytest.raises(ArgumentError, match="number_of_labels"):
+        parser.parse_args(["--data.number_of_labels=40"])
+
+
+def test_transforms_in_yaml(parser, tmp_path):
+    (tmp_path / "config.yaml").write_text("""
+data:
+  num_labels: 40
+  weak_transforms:
+    - class_path: albumentations.HorizontalFlip
+      init_args: {p: 1.0}
+  strong_transforms:
+    - class_path: albumentations.OneOf
+      init_args:
+        transforms:
+          - class_path: albumentations.InvertImg
+            init_args: {p: 1.0}
+        p: 1.0
+    - class_path: albumentations.Affine
+      init_args: {rotate: [-30, 30], p: 0.0}
+""")
+    data = parser.instantiate_classes(parser.parse_args([f"--config={tmp_path / 'config.yaml'}"])).data
+    data.setup()
+    image = data.images[0]
+    np.testing.assert_array_equal(data.pipelines["weak"](image, 0), image[:, ::-1])
+    np.testing.assert_array_equal(data.pipelines["strong"](image, 0), 255 - image)
+    assert isinstance(data.pipelines["strong"].transforms[1], A.Affine)
+
+
+def test_help_describes_every_argument(parser):
+    text = parser.format_help()
+    arguments = [line for line in text.splitlines() if line.strip().startswith("--data.")]
+    assert len(arguments) >= 14
+    assert "How many training images keep their label" in text
+    assert "Labelled images for each step and rank" in text
+    assert "Albumentations transforms in place of the 'weak' ones" in text
