@@ -71,18 +71,17 @@ class ModuleAverage:
         weights, followed = dict(average.named_parameters()), dict(current.named_parameters())
         self._weights = list(weights.values()), [followed[name] for name in weights]
         modules = dict(current.named_modules())
-        # By name, for a module may exchange its buffers instead of changing them.
-        self._buffers = [
-            (mine, modules[path], name)
-            for path, mine in average.named_modules()
-            for name, _ in mine.named_buffers(recurse=False)
-        ]
+        # By name, for a module may exchange its buffers instead of changing them; one that two modules share, once.
+        owners = dict(average.named_modules())
+        paths = [path.rpartition(".") for path, _ in average.named_buffers()]
+        self._buffers = [(owners[path], modules[path], name) for path, _, name in paths]
         self._average_buffers = average_buffers
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """One step of :func:`ema_update_`; ``decay=0`` copies."""
-        mine, theirs = list(self._weights[0]), list(self._weights[1])
+        mine: list[Tensor] = [*self._weights[0]]
+        theirs: list[Tensor] = [*self._weights[1]]
         for average, current, name in self._buffers:
             buffer, followed = getattr(average, name), getattr(current, name)
             if self._average_buffers and buffer.is_floating_point():

@@ -33,7 +33,11 @@ def sam_ascent(gradients: list[Tensor] | tuple[Tensor, ...], rho: float) -> tupl
 
 
 def asam_ascent(
-    gradients: list[Tensor] | tuple[Tensor, ...], parameters: list[Tensor] | tuple[Tensor, ...], adaptive: list[bool], rho: float, eta: float
+    gradients: list[Tensor] | tuple[Tensor, ...],
+    parameters: list[Tensor] | tuple[Tensor, ...],
+    adaptive: list[bool],
+    rho: float,
+    eta: float,
 ) -> tuple[Tensor, ...]:
     """ASAM's ascent step ``rho * T^2 g / ||T g||`` (Kwon et al., 2021, algorithm 1).
 

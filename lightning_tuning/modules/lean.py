@@ -83,7 +83,8 @@ def composed(cls: Lean, active: tuple[type[TuningMixin], ...]) -> type:
     bases: Any = (*in_order(left), cls, *in_order([t for t in active if t not in left]))
     namespace = {
         "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
+        # What is local the command line's parser passes over: else the short name would mean two classes.
+        "__qualname__": f"{cls.__qualname__}.<locals>.{cls.__name__}",
         "__doc__": cls.__doc__,
         "__reduce_ex__": lambda self, protocol: (_rebuild, (cls, active), self.__getstate__()),
     }

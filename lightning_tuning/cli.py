@@ -1,0 +1,306 @@
+"""The command line ``lightning-tuning``: LightningCLI with presets, one folder for each run, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+# Imported for their names: a class that is imported can be written without its module.
+from lightning_tuning import __version__, callbacks, data, mixins, modules  # noqa: F401
+from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser
+from lightning_tuning.errors import InvalidValueError, TuningError
+from lightning_tuning.presets import check_runnable, preset_of
+from lightning_tuning.runs.checkpoints import default_checkpoints, find_checkpoint, model_of_checkpoint
+from lightning_tuning.runs.config import RunConfig
+from lightning_tuning.runs.curves import save_curves
+from lightning_tuning.runs.folder import run_folder
+from lightning_tuning.runs.journal import JournalLogger, write_json
+from lightning_tuning.runs.quiet import quiet
+from lightning_tuning.runs.summary import checkpoint_to_test, format_summary, summarize
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: The arguments; default: those of the process.
+
+    Returns:
+        The exit code: 0 done, 2 the user can mend it (one message, no traceback unless ``--debug``), 130 Ctrl-C, 143
+        SIGTERM. Any other error is raised, so that it leaves its traceback and the code 1.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if args[:1] == ["list"] and "--help" not in args and "-h" not in args:
+        from lightning_tuning.cli_list import listing
+
+        print(listing())
+        return 0
+    try:
+        with quiet():
+            TuningCLI(args)
+    except (TuningError, MisconfigurationException) as error:
+        if debug:
+            raise
+        print(f"lightning-tuning: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(str(interrupt))
+    except SIGTERMException:
+        return 143
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            return _interrupted()
+        if debug and end.__cause__ is not None:
+            raise end.__cause__ from None
+        if isinstance(end.code, str):
+            raise
+        return end.code or 0
+    return 0
+
+
+def _interrupted(message: str = "") -> int:
+    print(message or "Interrupted.", file=sys.stderr)
+    return 130
+
+
+class TuningCLI(LightningCLI):
+    """A LightningCLI whose runs keep everything in one folder and end with a test and a summary.
+
+    Args:
+        args: The arguments, as on the command line; default: those of the process.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        self._folder: Path | None = None
+        self._start = time.monotonic()
+        description = "Train with better generalisation: techniques are keys of the model, hardware is a preset."
+        parser_kwargs = {"prog": "lightning-tuning", "description": description, "allow_abbrev": False}
+        try:
+            super().__init__(
+                args=list(sys.argv[1:] if args is None else args),
+                seed_everything_default=0,
+                parser_class=TuningParser,
+                parser_kwargs={**parser_kwargs, "version": __version__},
+            )
+        finally:
+            if self._folder and self._folder.is_dir() and not any(self._folder.iterdir()):
+                self._folder.rmdir()
+
+    # Parsing.
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = self.parser_class(**kwargs)
+        if "version" not in kwargs:
+            parser.add_argument(
+                "-c",
+                "--config",
+                action=ConfigOrPreset,
+                help="A YAML file, or preset:NAME (see `lightning-tuning list`). Of several, later ones win.",
+            )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunConfig, "run")
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        help_text = "Print the techniques, callbacks and presets there are."
+        assert parser._subcommands_action is not None  # made by super
+        parser._subcommands_action.add_subcommand("list", ArgumentParser(description=help_text), help=help_text)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        # A checkpoint is data: loading one must not run code. The summary replaces Lightning's table of metrics.
+        parser.set_defaults(weights_only=True, **({"verbose": False} if subcommand in ("validate", "test") else {}))
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+        config = self.config[self.config.subcommand]
+        config.run.name = config.run.name or _default_name(config)
+        path = find_checkpoint(config.ckpt_path, config.run)
+        if path is None:
+            return
+        if path.is_file() and (model := model_of_checkpoint(path)):
+            # After the configuration files, before the flags: what is written on the command line wins.
+            after = max((i + 1 + (a in ("-c", "--config")) for i, a in enumerate(args) if _is_config(a)), default=1)
+            name = config.run.name
+            self.config = parser.parse_args([*args[:after], f"--config={json.dumps({'model': model})}", *args[after:]])
+            config = self.config[self.config.subcommand]
+            config.run.name = name
+        config.ckpt_path = str(path)
+
+    def _parse_ckpt_path(self) -> None:
+        """Done in ``parse_arguments``, where command-line flags can win over the checkpoint."""
+
+    # Construction.
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, made at first use."""
+        if self._folder is None:
+            run = self._get(self.config, "run")
+            suffix = "" if self.subcommand == "fit" else f"-{self.subcommand}"
+            if self._get(self.config, "trainer").fast_dev_run:
+                return Path(run.dir, run.name)
+            self._folder = run_folder(run.dir, run.name, suffix)
+        return self._folder
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        presets = [name for path in config.config or [] if path and (name := preset_of(Path(str(path))))]
+        if note := check_runnable(presets, config.trainer.accelerator, config.trainer.devices):
+            rank_zero_info(note)
+        self.parser.add_instantiator(self._wandb_in_folder, WandbLogger)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise _raised_by_constructor(error) from None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = self._get(self.config_init, "trainer")
+        if trainer.barebones:
+            self.save_config_callback = None
+            return super().instantiate_trainer(**kwargs)
+        if trainer.default_root_dir is not None:
+            raise InvalidValueError(
+                f"trainer.default_root_dir is {trainer.default_root_dir!r}, but every run has its own folder. "
+                f"Write --run.dir={trainer.default_root_dir}"
+            )
+        given = _as_list(trainer.callbacks)
+        loggers = [logger for logger in _as_list(trainer.logger) if not isinstance(logger, bool)]
+        kwargs["callbacks"] = [*given, *self._default_callbacks(given, trainer.enable_checkpointing)]
+        kwargs["logger"] = [JournalLogger(self.folder), *loggers]
+        try:
+            return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
+        except (ValueError, ImportError) as error:  # a setting that the Trainer refuses, or a package that it needs
+            raise InvalidValueError(str(error)) from error
+
+    def _default_callbacks(self, given: Sequence[Callback], checkpointing: bool | None) -> list[Callback]:
+        """Those that a run has unless the user lists one of the same class."""
+        defaults: list[Callback] = [
+            callbacks.ExactResume(),
+            callbacks.GradientNorm(),
+            callbacks.MonitorCheck(),
+            LearningRateMonitor(logging_interval="step"),
+        ]
+        missing = [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]
+        run: RunConfig = self._get(self.config_init, "run")
+        own = [g for g in given if isinstance(g, ModelCheckpoint)]
+        if own and run.monitor not in (None, *(c.monitor for c in own)):
+            raise InvalidValueError(
+                f"run.monitor is {run.monitor!r}, but the configuration has a ModelCheckpoint of its own, which "
+                f"replaces the one that run.monitor would make. Give it monitor: {run.monitor}, or write "
+                "--run.monitor=null"
+            )
+        if self.subcommand == "fit" and checkpointing is not False and not own:
+            missing += default_checkpoints(run.monitor, run.mode)
+        return missing
+
+    def _wandb_in_folder(self, cls: type[WandbLogger], *args: Any, **kwargs: Any) -> WandbLogger:
+        if kwargs.get("save_dir", ".") == "." and kwargs.get("dir") is None:
+            kwargs["save_dir"] = str(self.folder)
+        logger = cls(*args, **kwargs)
+        if logger._wandb_init.get("anonymous", "") is None:
+            del logger._wandb_init["anonymous"]  # wandb warns of this setting even when it is None
+        return logger
+
+    # Running.
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Train, draw the curves (also after Ctrl-C or an error), test the best checkpoint, print the summary."""
+        try:
+            self.trainer.fit(model, **kwargs)
+        except SystemExit as end:
+            if isinstance(end.__context__, KeyboardInterrupt):
+                last = self.folder / "checkpoints" / "last.ckpt"
+                hint = f" Continue with --ckpt_path={last}" if last.exists() else ""
+                raise KeyboardInterrupt(f"Interrupted after step {self.trainer.global_step}.{hint}") from None
+            raise
+        finally:
+            self._draw_curves()
+        self._finish(self._final_test(model, kwargs.get("datamodule")))
+
+    def validate(self, **kwargs: Any) -> None:
+        self._finish(self.trainer.validate(**kwargs))
+
+    def test(self, **kwargs: Any) -> None:
+        self._finish(self.trainer.test(**kwargs))
+
+    def predict(self, **kwargs: Any) -> None:
+        """Predict and save what ``predict_step`` returned as ``predictions.pt`` (one file for each process)."""
+        predictions = self.trainer.predict(**kwargs)
+        extra = {}
+        if predictions is not None and self._folder:
+            rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+            path = Path(self.trainer.log_dir or "", f"predictions{rank}.pt")
+            torch.save(predictions, path)
+            extra["predictions"] = str(path)
+        self._finish([], **extra)
+
+    def _final_test(self, model: LightningModule, datamodule: Any) -> list[Any]:
+        run: RunConfig = self._get(self.config_init, "run")
+        has_data = any(is_overridden("test_dataloader", source) for source in (model, datamodule) if source is not None)
+        if not (self._folder and run.test and has_data and is_overridden("test_step", model)):
+            return []
+        path = checkpoint_to_test(self.trainer)
+        return self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
+
+    def _draw_curves(self) -> None:
+        if self._folder and self.trainer.is_global_zero:
+            try:
+                save_curves(self._folder)
+            except Exception as error:  # never in place of the error that ended the training
+                print(f"lightning-tuning: the curves could not be drawn: {error!r}", file=sys.stderr)
+
+    def _finish(self, results: list[Any], **extra: Any) -> None:
+        """Save and print the summary."""
+        if self._folder is None or not self.trainer.is_global_zero:
+            return
+        metrics = {name: value for result in results for name, value in result.items()}
+        summary = {**summarize(self.trainer, metrics, self._folder, time.monotonic() - self._start), **extra}
+        write_json(self._folder / "summary.json", summary)
+        print(format_summary(summary))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _is_config(arg: str) -> bool:
+    return arg in ("-c", "--config") or arg.startswith("--config=")
+
+
+def _default_name(config: Any) -> str:
+    """What an experiment is called that has no ``run.name``."""
+    files = [Path(os.path.abspath(str(path))) for path in config.config or [] if path]
+    for path in files:
+        if preset_of(path) is None:
+            return path.parent.name if path.stem == "config" else path.stem
+    return config.model.class_path.rpartition(".")[2]
+
+
+def _raised_by_constructor(error: BaseException) -> BaseException:
+    """The error that a class raised when it was made: jsonargparse wraps it in a list of the types it tried."""
+    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union subtypes"):
+        error = error.__cause__
+    return error

@@ -1,0 +1,133 @@
+"""The command line's parser: presets as configuration files, and errors that say what was meant."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+
+from lightning_tuning.presets import PREFIX, preset_path
+
+_NOISE = re.compile(
+    r"^\s*(- )?(Expected a <class 'NoneType'>|Expected a path but .* not accessible or invalid"
+    r"|Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*)$"
+)
+
+_WORDS = (
+    (r'Parser key "([\w.]+)":?', r"\1:"),
+    (r"Problem with given class_path '(?:\w+\.)*(\w+)'", r"\1"),
+    (r"Expected a <class '([\w.]+)'>", r"expected \1"),
+    (r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1"),
+    (r"\. Got value:", "; got"),
+)
+
+
+class ConfigOrPreset(ActionConfigFile):
+    """``--config FILE`` or ``--config preset:NAME``."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        if isinstance(values, str) and values.startswith(PREFIX):
+            values = str(preset_path(values.removeprefix(PREFIX)))
+        parser.config_in_use = values
+        super().__call__(parser, cfg, values, option_string)
+        parser.config_in_use = None
+
+
+class TuningParser(LightningArgumentParser):
+    """A parser whose errors are a few lines and name the nearest right spelling."""
+
+    config_in_use: str | None = None
+    """The configuration file that is being read."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = parser.prog.replace(" [options]", "")
+        source = f"{parser.config_in_use}: " if parser.config_in_use else ""
+        sys.stderr.write(f"{program}: {source}{explain(message, parser)}\nAll options: {program} --help\n")
+        raise SystemExit(2) from ex
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """An error of jsonargparse without its inner workings, and with the nearest right name if one was misspelt.
+
+    Args:
+        message: What jsonargparse reports.
+        parser: The parser of the subcommand in question.
+    """
+    text = _first_alternative(message)
+    place = re.match(r'Parser key "([\w.]+)"', message)
+    key = f"{place[1]}: " if place else ""
+    if unknown := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
+        hint = _did_you_mean(unknown[2], _arguments(unknown[1]))
+        return f"{key}{unknown[1].rpartition('.')[2]} has no argument {unknown[2]!r}{hint}"
+    if unknown := re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message):
+        return _unknown_option(unknown[1] or unknown[2], parser)
+    if unknown := re.search(r"Expected a dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", text):
+        name = unknown[1] or unknown[2]
+        hint = _did_you_mean(name, _class_names())
+        return f"{key}there is no class {name!r}{hint} A class of yours is written with its module: my_module.{name}"
+    if choice := re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message):
+        names = re.findall(r"\w+", choice[2])
+        hint = _did_you_mean(choice[1], names)
+        return f"There is no subcommand {choice[1]!r}{hint} It comes first and is one of {', '.join(names)}."
+    if missing := re.search(r"arguments are required: \w+\.(.*)", message):
+        return f"Missing: {missing[1]}. Give a configuration (--config=FILE) or write it, e.g. --model=ImageClassifier"
+    for pattern, replacement in _WORDS:
+        text = re.sub(pattern, replacement, text)
+    given = re.findall(r"^\s*Given value: ([^{\[].*)$", message, re.MULTILINE)[-1:]
+    told = "got " in text or not given or given[0].startswith(("Namespace(", "NestedArg("))
+    return text if told else f"{text}; got {given[0]}"
+
+
+def _first_alternative(message: str) -> str:
+    """The report in one line. Of several types that were tried, a class given by name can only fit the first."""
+    lines = [line.strip() for line in message.splitlines() if line.strip() and not _NOISE.match(line)]
+    starts = [number for number, line in enumerate(lines) if line.startswith("- ")]
+    if len(starts) > 1 and "class_path" in lines[starts[0]]:
+        lines = lines[: starts[1]]
+    return " ".join(lines).replace(": - ", ": ").replace(" - ", " or ")
+
+
+def _unknown_option(name: str, parser: ArgumentParser) -> str:
+    group, _, last = name.rpartition(".")
+    options = [option.rpartition(".") for option in parser.get_defaults().keys()]  # noqa: SIM118
+    siblings = [leaf for parent, _, leaf in options if parent == group]
+    close = difflib.get_close_matches(last, siblings, n=1)
+    hint = (
+        f"; did you mean '{group}.{close[0]}'?" if close and group else _did_you_mean(name, map("".join, options), 0.8)
+    )
+    return f"There is no option {name!r}{hint}"
+
+
+def _did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def _arguments(class_path: str) -> list[str]:
+    """The arguments of a class that can be set on the command line."""
+    module, _, name = class_path.rpartition(".")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(getattr(sys.modules[module], name), fail_untyped=False)
+    return list(parser.get_defaults().keys(branches=True))
+
+
+def _class_names() -> list[str]:
+    """The classes imported so far that can stand for a model, data, a callback or a logger."""
+    bases: tuple[Any, ...] = (LightningModule, LightningDataModule, Callback, Logger)
+    return [cls.__name__ for base in bases for cls in _subclasses(base)]
+
+
+def _subclasses(base: Any) -> Iterator[type]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)

@@ -1,0 +1,64 @@
+"""What a run ended with: a table for the terminal and ``summary.json`` for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+def checkpoint_to_test(trainer: Trainer) -> str | None:
+    """The best checkpoint that a monitored metric chose, else the last one written; None if there is none."""
+    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    callbacks.sort(key=lambda callback: callback.monitor is None)
+    return next((path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path), None)
+
+
+def summarize(trainer: Trainer, metrics: Mapping[str, float], folder: Path, seconds: float) -> dict[str, Any]:
+    """The facts of a finished run.
+
+    Args:
+        trainer: The Trainer that ran.
+        metrics: Metrics of the final test, or of the evaluation that was asked for.
+        folder: The run's folder.
+        seconds: Wall time.
+    """
+    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    best = next((c for c in callbacks if c.best_model_score is not None), None)
+    files = {"last_checkpoint": folder / "checkpoints" / "last.ckpt", "curves": folder / "curves.png"}
+    return {
+        "metrics": dict(metrics),
+        "monitor": best and best.monitor,
+        "best_value": float(best.best_model_score) if best and best.best_model_score is not None else None,
+        "best_checkpoint": best and best.best_model_path,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "wall_time_seconds": round(seconds, 3),
+        "folder": str(folder),
+        **{name: str(path) if path.exists() else None for name, path in files.items()},
+    }
+
+
+def format_summary(summary: Mapping[str, Any]) -> str:
+    """The summary as two columns of text.
+
+    Example:
+        >>> print(format_summary({"metrics": {"test/accuracy": 0.97222}, "steps": 40, "epochs": 2, "folder": "runs/a"}))
+        test/accuracy  0.9722
+        steps          40 (2 epochs)
+        folder         runs/a
+    """
+    rows = [(name, f"{value:.4g}") for name, value in summary["metrics"].items()]
+    if summary.get("monitor"):
+        rows.append((f"best {summary['monitor']}", f"{summary['best_value']:.4g}"))
+    if summary.get("steps"):
+        rows.append(("steps", f"{summary['steps']} ({summary['epochs']} epochs)"))
+    if summary.get("wall_time_seconds") is not None:
+        rows.append(("wall time", f"{summary['wall_time_seconds']:.1f} s"))
+    places = ("folder", "best_checkpoint", "last_checkpoint", "curves", "predictions")
+    rows += [(key.replace("_", " "), summary[key]) for key in places if summary.get(key)]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+
+from lightning_tuning.cli import main
+from lightning_tuning.errors import InvalidValueError
+
+MODEL = "--model=tests.cli.toy."
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.lrr=0.2"], "ToyModel has no argument 'lrr'; did you mean 'lr'?"),
+        (["--model.lr=fast"], "model: ToyModel: lr: expected float; got fast"),
+        (["--model.width=0"], "width is 0; it must be a number of at least 1."),
+        (["--model=tests.cli.toy.ToyModle"], "there is no class 'ToyModle'; did you mean 'ToyModel'?"),
+        (["--model=ToyModle"], "model: there is no class 'ToyModle'; did you mean 'ToyModel'?"),
+        (["--trainer.callbacks+=EarlyStoping"], "there is no class 'EarlyStoping'; did you mean 'EarlyStopping'?"),
+        (["--data.batch_sise=2"], "ToyData has no argument 'batch_sise'; did you mean 'batch_size'?"),
+        (["--trainer.max_epoch=2"], "There is no option 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        (["--run.nam=x"], "There is no option 'run.nam'; did you mean 'run.name'?"),
+        (["--trainer.max_epochs=x"], "trainer.max_epochs: expected int; got x"),
+        (["--run.mode=up"], "run.mode: expected one of 'min', 'max'; got up"),
+        (["--trainer.strategy=dpp"], "invalid strategy name: `strategy='dpp'`"),
+        (["--trainer.accelerator=tpu"], "torch_xla"),
+        (["--config=none.yaml"], "File does not exist"),
+        (["--config=preset:dpp"], "There is no preset 'dpp'; did you mean preset:ddp? Presets: cpu, ddp, "),
+        (["--run.mode=null"], "Write --run.mode=max if a larger value is better"),
+        (["--run.name=a/b"], "run.name is 'a/b'; it must be the name of one folder."),
+        (["--run.monitor=val/acuracy"], "'val/acuracy'"),
+        (["--ckpt_path=none.ckpt"], "ckpt_path is 'none.ckpt', but there is no none.ckpt."),
+        (["--ckpt_path=last"], "but there is no runs/toy/*/checkpoints/last.ckpt."),
+        (["--trainer.default_root_dir=here"], "Write --run.dir=here"),
+        (["--trainer.callbacks+=ModelCheckpoint"], "run.monitor is 'val/accuracy', but the configuration has"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(args, message, run, capsys):
+    run("fit", *args, code=2)
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 3
+
+
+def test_mistakes_leave_no_empty_folders(run):
+    run("fit", "--trainer.strategy=dpp", code=2)
+    assert not list(Path("runs").glob("*/*"))
+
+
+@pytest.mark.parametrize("text", ["model: {class_path: tests.cli.toy.ToyModel, init_args: {lrr: 1}}", "trainer: ["])
+def test_a_mistake_in_a_file_names_the_file(text, config, capsys):
+    Path("bad.yaml").write_text(text)
+    assert main(["fit", "-c", "bad.yaml"]) == 2
+    assert "bad.yaml: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"), [(["fti"], "did you mean 'fit'?"), ([], "fit,validate,test,predict,list")]
+)
+def test_unknown_subcommand(args, message, capsys):
+    assert main(args) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_debug_raises_where_it_happened(config):
+    with pytest.raises(InvalidValueError) as caught:
+        main(["fit", "--debug", "-c", config, "--model.width=0"])
+    assert caught.traceback[-1].name == "__init__"
+
+
+def test_a_bug_of_the_user_keeps_its_traceback(config):
+    with pytest.raises(KeyError) as caught:
+        main(["fit", "-c", config, "--model.broken=true"])
+    assert caught.traceback[-1].path.name == "toy.py"
+
+
+def test_a_bug_in_training_still_leaves_curves(config):
+    with pytest.raises(ZeroDivisionError):
+        main(["fit", "-c", config, f"{MODEL}Failing"])
+    (folder,) = Path("runs/toy").iterdir()
+    assert (folder / "curves.png").is_file()
+    assert not (folder / "summary.json").exists()
+
+
+def test_ctrl_c(run, capsys):
+    folder = run("fit", f"{MODEL}Interrupted", code=130)
+    assert (folder / "curves.png").is_file()
+    hint = f"Interrupted after step 4. Continue with --ckpt_path={folder}/checkpoints/last.ckpt\n"
+    assert capsys.readouterr().err.endswith(hint)
+
+
+def test_sigterm(run):
+    folder = run("fit", f"{MODEL}Terminated", code=143)
+    assert (folder / "curves.png").is_file()

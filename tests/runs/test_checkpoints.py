@@ -1,0 +1,94 @@
+import os
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.runs import JournalLogger, RunConfig
+from lightning_tuning.runs.checkpoints import default_checkpoints, find_checkpoint, model_of_checkpoint
+
+
+class Scripted(LightningModule):
+    """Its validation reports the given scores, one for each epoch; its weight counts the steps."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = scores
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        return -self.weight
+
+    def validation_step(self, batch, batch_idx):
+        self.log("score", self.scores[self.current_epoch])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fit(folder, scores, epochs, resume=None):
+    trainer = Trainer(
+        max_epochs=epochs,
+        logger=JournalLogger(folder),
+        callbacks=default_checkpoints("score", "max"),
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+    )
+    data = DataLoader(range(2))
+    trainer.fit(Scripted(scores), data, data, ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+def weight(path):
+    return torch.load(path, weights_only=True)["state_dict"]["weight"].item()
+
+
+def test_best_and_last(tmp_path):
+    fit(tmp_path, [0.1, 0.9, 0.5], 3)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["best.ckpt", "last.ckpt"]
+    assert weight(tmp_path / "checkpoints/best.ckpt") == 4
+    assert weight(tmp_path / "checkpoints/last.ckpt") == 6
+
+
+@pytest.mark.parametrize(("third", "best", "score"), [(0.5, 4, 0.9), (0.95, 6, 0.95)])
+def test_a_resumed_run_remembers_the_best(third, best, score, tmp_path, recwarn):
+    fit(tmp_path / "first", [0.1, 0.9], 2)
+    trainer = fit(tmp_path / "second", [0.1, 0.9, third], 3, tmp_path / "first/checkpoints/last.ckpt")
+    assert weight(tmp_path / "second/checkpoints/best.ckpt") == best
+    assert weight(tmp_path / "first/checkpoints/best.ckpt") == 4
+    assert trainer.checkpoint_callback.best_model_score.item() == pytest.approx(score)
+    assert trainer.checkpoint_callback.best_model_path == str(tmp_path / "second/checkpoints/best.ckpt")
+    assert not [w for w in recwarn if "dirpath has changed" in str(w.message)]
+
+
+def test_without_a_metric_there_is_the_last_alone():
+    assert [c.filename for c in default_checkpoints(None, None)] == ["last"]
+
+
+def test_find_checkpoint(tmp_path):
+    run = RunConfig(name="digits", dir=str(tmp_path))
+    paths = [tmp_path / "digits" / name / "checkpoints" / "last.ckpt" for name in ("a", "b", "c")]
+    for age, path in zip((2, 0, 1), paths, strict=True):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert find_checkpoint("last", run) == paths[1]
+    assert find_checkpoint(str(paths[2]), run) == paths[2]
+    assert find_checkpoint(None, run) is None
+    assert find_checkpoint("s3://bucket/a.ckpt", run) is None
+    with pytest.raises(InvalidValueError, match=r"ckpt_path is 'best', but there is no .*best\.ckpt"):
+        find_checkpoint("best", run)
+
+
+def test_model_of_checkpoint(tmp_path):
+    hparams = {"_class_path": "my.Net", "_instantiator": "x", "lr": 0.5}
+    torch.save({"hyper_parameters": hparams}, tmp_path / "cli.ckpt")
+    torch.save({"hyper_parameters": {"lr": 0.5}}, tmp_path / "python.ckpt")
+    assert model_of_checkpoint(tmp_path / "cli.ckpt") == {"class_path": "my.Net", "init_args": {"lr": 0.5}}
+    assert model_of_checkpoint(tmp_path / "python.ckpt") is None
