@@ -1,7 +1,7 @@
 """What GradientNorm and ExactResume add to a Trainer step: ``python tests/benchmarks/gradient_norm.py``.
 
-Two trainings advance in turn, in slices of some steps, so that a busy machine slows both alike; the ratio of each pair of
-slices is taken in CPU time of this process, and the median over all pairs is printed.
+Two trainings advance in turn, in slices of some steps, so that a busy machine slows both alike; the ratio of each pair
+of slices is taken in CPU time of the two threads, and the median over all pairs is printed.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ def compare(name: str, callback: Callback, settings: dict[str, Any]) -> None:
     pairs = list(zip(runs[0][0].seconds[5:], runs[1][0].seconds[5:], strict=False))
     ratio = statistics.median(b / a for a, b in pairs)
     added = statistics.median(b - a for a, b in pairs) / SLICE * 1e6
-    print(
-        f"{name:32s} ratio {ratio:.3f}, {added:+.0f} us a step of {statistics.median(a for a, _ in pairs) / SLICE * 1e6:.0f} us"
-    )
+    step = statistics.median(a for a, _ in pairs) / SLICE * 1e6
+    print(f"{name:32s} ratio {ratio:.3f}, {added:+.0f} us in a step of {step:.0f} us")
 
 
 if __name__ == "__main__":
