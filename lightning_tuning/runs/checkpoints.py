@@ -29,7 +29,15 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, filename: str = "last", monitor: str | None = None, mode: str = "min") -> None:
-        super().__init__(filename=filename, monitor=monitor, mode=mode, enable_version_counter=False)
+        # The last one must not wait for a validation, which need not come every epoch.
+        at_epoch_end = True if monitor is None else None
+        super().__init__(
+            filename=filename,
+            monitor=monitor,
+            mode=mode,
+            enable_version_counter=False,
+            save_on_train_epoch_end=at_epoch_end,
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["dirpath"] == self.dirpath or self.dirpath is None:

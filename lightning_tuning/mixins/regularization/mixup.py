@@ -60,4 +60,15 @@ class MixupMixin(TuningMixin):
         # The larger share of a mixture: 0.5 is an even mixture, 1 none.
         self.log_term("mixup", torch.tensor(max(share, 1 - share)))
         batch = self.pack_batch(batch, map_inputs(mixed, x), mixed(target))
-        return super().training_step(batch, batch_idx)
+        try:
+            return super().training_step(batch, batch_idx)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(_NOTE)
+            raise
+
+
+_NOTE = (
+    "MixupMixin made the target of this batch class probabilities [N, C]. Cross entropy takes them; an accuracy has to use "
+    "target.argmax(1) where target.ndim == 2."
+)
