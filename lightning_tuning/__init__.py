@@ -8,23 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .callbacks import ExactResume, GradientNorm, MonitorCheck
-    from .cli import TuningCLI
-    from .data import DigitsDataModule
-    from .mixins import (
-        EMATeacherMixin,
-        FixMatchMixin,
-        L1Mixin,
-        LabelSmoothingMixin,
-        MixupMixin,
-        RDropMixin,
-        SAMMixin,
-        TuningMixin,
-        compose,
-    )
-    from .modules import ImageClassifier, SemiSupervisedClassifier
-    from .presets import preset, preset_names
+if TYPE_CHECKING:  # for editors and type checkers, which read __all__ of the parts
+    from .callbacks import *  # noqa: F403
+    from .cli import TuningCLI as TuningCLI
+    from .data import *  # noqa: F403
+    from .mixins import *  # noqa: F403
+    from .modules import *  # noqa: F403
+    from .presets import preset as preset
+    from .presets import preset_names as preset_names
 
 __version__ = "0.1.0"
 
@@ -48,7 +39,7 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = [*_MODULE_OF]  # noqa: PLE0604
+__all__ = [*_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,13 @@ class CompositionError(TuningError, TypeError):
 
 
 def check_range(
-    name: str, value: float, low: float = 0.0, high: float = float("inf"), *, open_low: bool = False, open_high: bool = False
+    name: str,
+    value: float,
+    low: float = 0.0,
+    high: float = float("inf"),
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> None:
     """Raise :class:`InvalidValueError` unless ``value`` is a number in the interval from ``low`` to ``high``.
 

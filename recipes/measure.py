@@ -2,9 +2,9 @@
 
     python recipes/measure.py digits_supervised digits_fixmatch --seeds 5
 
-Each run is an ordinary ``lightning-tuning fit`` in ``runs/``. The seed decides the initial weights, which images keep their
-label, the order and the augmentations; the test images are always the same. With two recipes the paired difference is
-printed too. The table is written to ``runs/measured/results.json``, the picture to ``runs/measured/results.png``.
+Each run is an ordinary ``lightning-tuning fit`` in ``runs/``. The seed decides the initial weights, which images keep
+their label, the order and the augmentations; the test images are always the same. Of two recipes the paired difference
+is printed too. The table is written to ``runs/measured/results.json``, the picture to ``runs/measured/results.png``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def run(recipe: str, seed: int, overrides: list[str]) -> dict:
     """One run; what its summary.json says."""
     name = f"measured/{recipe}/seed{seed}-{time.time_ns()}"
     command = [sys.executable, "-m", "lightning_tuning", "fit", f"--config={RECIPES / recipe / 'config.yaml'}"]
-    command += [f"--seed_everything={seed}", f"--run.dir=runs/{name}", "--trainer.enable_progress_bar=false", *overrides]
+    command += [
+        f"--seed_everything={seed}",
+        f"--run.dir=runs/{name}",
+        "--trainer.enable_progress_bar=false",
+        *overrides,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
@@ -47,7 +52,7 @@ def draw(results: dict[str, list[float]], metric: str, path: Path) -> None:
     """One row of dots a recipe, with mean and interval."""
     figure = Figure(figsize=(7, 0.8 + 0.6 * len(results)), layout="constrained")
     axes = figure.subplots()
-    for row, (recipe, values) in enumerate(results.items()):
+    for row, values in enumerate(results.values()):
         mean, half = interval(values)
         axes.errorbar(mean, row, xerr=half, fmt="o", color="black", capsize=4, zorder=3)
         axes.scatter(values, [row] * len(values), color="tab:blue", alpha=0.6)

@@ -107,8 +107,8 @@ class TuningMixin(LightningModule):
             return host.unpack_batch(batch)
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise InvalidValueError(
-                f"The batch is a {type(batch).__name__}, not (x, target, ...). Define unpack_batch(batch) -> (x, target) "
-                f"and pack_batch(batch, x, target) -> batch in {hosts_of(type(self))[0].__name__}."
+                f"The batch is a {type(batch).__name__}, not (x, target, ...). "
+                f"Define unpack_batch(batch) -> (x, target) and pack_batch(batch, x, target) -> batch in {hosts_of(type(self))[0].__name__}."
             )
         return batch[0], batch[1]
 
@@ -137,7 +137,8 @@ class TuningMixin(LightningModule):
         unfit = ", ".join(t.__name__ for t in active if not t.sharded)
         if unfit and strategy in _SHARDED_STRATEGIES:
             raise MisconfigurationException(
-                f"{unfit} cannot train under {strategy}, which splits each parameter over the processes. Use preset:ddp."
+                f"{unfit} cannot train under {strategy}, which splits each parameter over the processes. "
+                "Use preset:ddp."
             )
         for logger in self.trainer.loggers:
             logger.log_hyperparams(self.tuning_settings())

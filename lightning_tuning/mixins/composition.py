@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ def _check_nothing_hides_a_mixin(cls: type, techniques: list) -> None:
 
 def _check_order(cls: type, techniques: list, hosts: list) -> None:
     staged = [t for t in techniques if t.stage]
-    for left, right in zip(staged, staged[1:], strict=False):
+    for left, right in itertools.pairwise(staged):
         if STAGES.index(left.stage) > STAGES.index(right.stage):
             raise CompositionError(
                 f"{right.__name__} (stage {right.stage!r}) must stand left of {left.__name__} (stage {left.stage!r}). "

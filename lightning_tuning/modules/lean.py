@@ -98,7 +98,7 @@ def _rebuild(cls: Lean, active: tuple[type[TuningMixin], ...]) -> Any:
 
 
 def _offering_init(cls: Any, techniques: tuple[type[TuningMixin], ...]) -> Any:
-    """An ``__init__`` that passes everything on, and whose signature shows the techniques' arguments at their off-values."""
+    """An ``__init__`` that passes everything on; its signature shows the techniques' arguments at their off-values."""
     inner = vars(cls).get("__init__")
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:

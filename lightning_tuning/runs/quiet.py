@@ -22,7 +22,11 @@ _WARNINGS = (
     r"Be aware that when using `ckpt_path`.*callbacks: \[(\"RunCheckpoint\{[^}]*\}\"(, )?)+\]\.$",
     r"Starting from v1\.9\.0, `tensorboardX` has been removed",
 )
-_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+# Whichever of Lightning's packages was imported last speaks for all of them.
+_LOGGERS = tuple(
+    f"{package}.utilities.rank_zero"
+    for package in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+)
 
 
 @contextmanager

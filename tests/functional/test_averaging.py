@@ -1,8 +1,10 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from lightning_tuning.functional import ema_decay, ema_update_
+from lightning_tuning.functional import ModuleAverage, ema_decay, ema_update_
 from tests.numerics import array, ema
 
 
@@ -53,3 +55,46 @@ def test_decay_zero_is_the_current_value_and_one_the_average_bitwise():
     assert torch.equal(average[0], old)
     ema_update_(average, [new], 0.0)
     assert torch.equal(average[0], new)
+
+
+class Statistics(torch.nn.Module):
+    """A float buffer under two names and an integer one, exchanged at each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        mean = torch.zeros(2)
+        self.first.register_buffer("mean", mean)
+        self.second.register_buffer("mean", mean)
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def step(self):
+        for p in self.parameters():
+            p.data.add_(torch.randn(p.shape))
+        self.first.mean = self.second.mean = torch.randn(2)
+        self.count = self.count + 1
+
+
+@pytest.mark.parametrize("average_buffers", [True, False])
+def test_module_average_against_numpy(average_buffers):
+    current = Statistics()
+    average = copy.deepcopy(current)
+    follow = ModuleAverage(average, current, average_buffers)
+    expected = {name: array(value).copy() for name, value in current.state_dict().items()}
+    for update in range(1, 6):
+        current.step()
+        follow.update(ema_decay(update, 0.7))
+        for name, value in current.state_dict().items():
+            copied = name == "count" or ("mean" in name and not average_buffers)
+            expected[name] = array(value).copy() if copied else ema(expected[name], array(value), update, 0.7, True)
+    for name, value in average.state_dict().items():
+        np.testing.assert_allclose(array(value), expected[name], atol=1e-6, err_msg=name)
+
+
+def test_module_average_of_a_module_that_has_more():
+    current = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    average = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    ModuleAverage(average, current).update(0.0)
+    assert torch.equal(average[0].weight, current[0].weight)
+    with pytest.raises(KeyError):
+        ModuleAverage(current, average)

@@ -1,6 +1,3 @@
-import inspect
-import pickle
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -371,69 +368,3 @@ def test_a_name_of_the_host_that_the_mixins_would_hide(name):
     assert refused("Net", SAMMixin, host) == (
         f"Model.{name} would be hidden by the mixins' own {name}. Rename it in Model."
     )
-
-
-# compose
-
-
-def test_compose_sorts_and_names():
-    assert [c.__name__ for c in Composed.__bases__] == ["SAMMixin", "MixupMixin", "L1Mixin", "Tiny"]
-    assert (Composed.__name__, Composed.__qualname__, Composed.__module__) == ("Composed", "Composed", __name__)
-    assert Composed.__doc__ == Tiny.__doc__
-    assert compose(Tiny, SAMMixin).__name__ == "TunedTiny"
-    assert compose(Tiny, LabelSmoothingMixin, SAMMixin).__mro__[1] is SAMMixin
-
-
-def test_compose_checks_as_the_class_statement_does():
-    with pytest.raises(CompositionError, match=r"LabelSmoothingMixin needs Wordless\.compute_loss"):
-        compose(Wordless, LabelSmoothingMixin)
-
-
-@pytest.mark.parametrize("classes", [(SAMMixin, Tiny), (Tiny, nn.Linear), (Tiny, SAMMixin, Tiny)])
-def test_compose_of_what_is_no_host_or_no_mixin(classes):
-    with pytest.raises(CompositionError) as caught:
-        compose(*classes)
-    given = ", ".join(c.__name__ for c in classes)
-    assert str(caught.value) == f"compose(host, *mixins) takes a LightningModule and then mixins, not ({given})."
-
-
-def test_a_composed_module_is_picklable():
-    net = Composed(sam_rho=0.3, mixup_alpha=0.2, lr=0.7)
-    copied = pickle.loads(pickle.dumps(net))
-    assert type(copied) is Composed
-    assert (copied.sam_rho, copied.mixup_alpha, copied.l1_weight, copied.lr) == (0.3, 0.2, 1e-5, 0.7)
-    x = torch.randn(2, 4)
-    assert torch.equal(copied(x), net(x))
-    fit(copied, batches(1))
-
-
-def test_signatures_along_the_chain():
-    """Each class of the chain names its own arguments and passes the rest on: what jsonargparse and editors read."""
-    for technique in (SAMMixin, MixupMixin, L1Mixin):
-        parameters = list(inspect.signature(technique.__init__).parameters.values())
-        assert [p.kind for p in parameters[:2]] == [
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            inspect.Parameter.VAR_POSITIONAL,
-        ]
-        assert parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-        assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[2:-1])
-        assert all(p.annotation != inspect.Parameter.empty for p in parameters[1:])
-    assert list(inspect.signature(Composed).parameters) == ["args", "sam_rho", "sam_adaptive", "sam_eta", "kwargs"]
-
-
-def test_positional_arguments_reach_the_host():
-    network = nn.Linear(4, 3)
-    net = Composed(network, 0.25, sam_rho=0.3)
-    assert net.network is network
-    assert net.lr == 0.25
-
-
-def test_what_is_on():
-    net = Composed(sam_rho=0.3, mixup_alpha=0.0)
-    assert net.active_techniques() == [SAMMixin, L1Mixin]
-    assert net.tuning_settings() == {"sam_rho": 0.3, "sam_adaptive": False, "sam_eta": 0.01, "l1_weight": 1e-5}
-    assert SAMMixin.is_on({"sam_rho": 0.1})
-    assert not SAMMixin.is_on({"sam_rho": 0.0})
-    assert not SAMMixin.is_on({})
-    assert EMATeacherMixin.is_on({"ema_teacher_decay": 0.0})
-    assert not EMATeacherMixin.is_on({"ema_teacher_decay": None})

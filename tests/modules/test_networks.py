@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.modules import Classifier
 from lightning_tuning.modules.names import check_name
 from lightning_tuning.modules.networks import build_network
 from lightning_tuning.modules.networks.basic import ChannelsLast
@@ -129,5 +130,5 @@ def test_dropout_zeroes_the_features_before_the_head(name):
 
 
 def test_dropout_of_a_given_network_is_refused():
-    with pytest.raises(InvalidValueError, match="dropout is 0.2, but it is for a network given by name"):
+    with pytest.raises(InvalidValueError, match=r"dropout is 0\.2, but it is for a network given by name"):
         Classifier(network=nn.Linear(3, 10), dropout=0.2)

@@ -18,7 +18,7 @@ class EMATeacherMixin(TuningMixin):
     """Keeps a teacher, the exponential moving average of the weights (Tarvainen & Valpola, 2017).
 
     The teacher answers whenever the module is in evaluation mode, and gives the pseudo labels of the mixins that stand
-    right of it. It is a submodule ``ema_teacher``: saved, resumed, loaded and moved with the module; it is never trained.
+    right of it. It is a submodule ``ema_teacher``: saved, resumed, loaded and moved with the module, and never trained.
 
     Args:
         ema_teacher_decay: Share of the old average that stays at each optimizer step, in ``[0, 1]``: 0.999 averages
@@ -58,9 +58,7 @@ class EMATeacherMixin(TuningMixin):
         if ema_teacher_decay is not None:
             check_range("ema_teacher_decay", ema_teacher_decay, 0.0, 1.0)
         if ema_teacher_buffers not in ("average", "copy"):
-            raise InvalidValueError(
-                f"ema_teacher_buffers is {ema_teacher_buffers!r}; it must be 'average' or 'copy'."
-            )
+            raise InvalidValueError(f"ema_teacher_buffers is {ema_teacher_buffers!r}; it must be 'average' or 'copy'.")
         self.ema_teacher_decay = ema_teacher_decay
         self.ema_teacher_warmup = ema_teacher_warmup
         self.ema_teacher_buffers = ema_teacher_buffers

@@ -30,8 +30,8 @@ def split_streams(batch: Any, technique: str) -> tuple[Any, Any]:
     if not has_streams(batch):
         came = f"a dict with the keys {sorted(batch)}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
         raise InvalidValueError(
-            f'{technique} needs batches {{"labeled": ..., "unlabeled": ...}}, but got {came}. Return such a dict of loaders '
-            "from train_dataloader, or set unlabeled_batch_size of a datamodule of lightning_tuning."
+            f'{technique} needs batches {{"labeled": ..., "unlabeled": ...}}, but got {came}. Return such a dict of '
+            "loaders from train_dataloader, or set unlabeled_batch_size of a datamodule of lightning_tuning."
         )
     return batch["labeled"], batch["unlabeled"]
 

@@ -16,8 +16,8 @@ from lightning_tuning.mixins.inputs import first_tensor, map_inputs
 class MixupMixin(TuningMixin):
     """Trains on mixtures of two samples and of their labels (Zhang et al., 2018).
 
-    One share lambda ~ Beta(alpha, alpha) a batch; each sample is mixed with a random partner of the same batch. The host
-    sees an ordinary batch whose target is probabilities ``[N, C]``; the module needs ``num_classes``.
+    One share lambda ~ Beta(alpha, alpha) a batch; each sample is mixed with a random partner of the same batch. The
+    host sees an ordinary batch whose target is probabilities ``[N, C]``; the module needs ``num_classes``.
 
     Args:
         mixup_alpha: Parameter of the Beta distribution, >= 0; 0.1 to 0.4 for large data sets, 1.0 for small ones.
@@ -69,6 +69,6 @@ class MixupMixin(TuningMixin):
 
 
 _NOTE = (
-    "MixupMixin made the target of this batch class probabilities [N, C]. Cross entropy takes them; an accuracy has to use "
-    "target.argmax(1) where target.ndim == 2."
+    "MixupMixin made the target of this batch class probabilities [N, C]. Cross entropy takes them; an accuracy has to "
+    "use target.argmax(1) where target.ndim == 2."
 )

@@ -20,13 +20,12 @@ from lightning_tuning.mixins.base import TuningMixin
 
 
 class SAMMixin(TuningMixin):
-    """Steps with the gradient at the nearby point of highest loss, towards flat minima (Foret et al., 2021; Kwon et al.,
-    2021).
+    """Steps with the gradient at the nearby point of highest loss (Foret et al., 2021; ASAM: Kwon et al., 2021).
 
     Each step computes the gradient, climbs ``rho * g / ||g||``, computes the gradient there on the same batch with the
-    same random numbers, goes back and lets the optimizer step with the second gradient. It costs two steps. Losses and
-    metrics are those of the first pass. With gradient accumulation the whole window climbs by one common ascent and is
-    passed through a second time, so its batches are kept until then.
+    same random numbers, goes back and lets the optimizer step with the second gradient, towards flat minima. It costs
+    two steps. Losses and metrics are those of the first pass. With gradient accumulation the whole window climbs by one
+    common ascent and is passed through a second time, so its batches are kept until then.
 
     Args:
         sam_rho: Radius of the neighbourhood, >= 0; 0.05 for SAM, 0.5 to 2 for ASAM. Off: 0.
@@ -57,15 +56,16 @@ class SAMMixin(TuningMixin):
         self._sam_window: list[tuple[Any, int, RngState]] = []
         self._sam_climbed = False
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self._sam_window.clear()  # an earlier fit may have been interrupted within a window
-
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.sam_rho != 0 and not self._sam_climbed:
             # A shallow copy: a host that exchanges items of its batch must find them in the second pass again.
             self._sam_window.append((copy.copy(batch), batch_idx, get_rng_state(self.device)))
         return super().training_step(batch, batch_idx)
+
+    def on_before_zero_grad(self, optimizer: Optimizer) -> None:
+        """A window begins: with the gradients of one that was broken off go its batches."""
+        super().on_before_zero_grad(optimizer)
+        del self._sam_window[:-1]
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -94,16 +94,18 @@ class SAMMixin(TuningMixin):
         parameters: list[Tensor] = [p.detach() for _, p in named]
         gradients = [p.grad for _, p in named if p.grad is not None]
         # By name, for a host may exchange a buffer instead of changing it.
-        buffers = [(m, n, b, b.clone()) for m in self.modules() if m.training for n, b in m.named_buffers(recurse=False)]
+        buffers = [
+            (m, n, b, b.clone()) for m in self.modules() if m.training for n, b in m.named_buffers(recurse=False)
+        ]
         kept_parameters = [p.clone() for p in parameters]
         if self.sam_adaptive:
             scaled = ["weight" in name for name, _ in named]
             ascent = asam_ascent(gradients, parameters, scaled, self.sam_rho, self.sam_eta)
         else:
             ascent = sam_ascent(gradients, self.sam_rho)
-        torch._foreach_add_(parameters, ascent)
         self._sam_climbed = True
         try:
+            torch._foreach_add_(parameters, ascent)
             with _metrics_kept(self):
                 yield
         finally:
@@ -142,14 +144,20 @@ class SAMMixin(TuningMixin):
 @contextmanager
 def _metrics_kept(module: nn.Module) -> Iterator[None]:
     """Undo what happens to the torchmetrics inside: a second pass would count every sample twice."""
-    metrics = [m for m in module.modules() if isinstance(m, Metric)]
-    kept = [copy.deepcopy({**m.metric_state, **{k: getattr(m, k) for k in _METRIC_CACHES}}) for m in metrics]
+    # The first pass has updated what the second will: the others, such as validation's, need no copy.
+    metrics = [m for m in module.modules() if isinstance(m, Metric) and m.update_called]
+    kept = [{**_copied_state(m), **{name: getattr(m, name) for name in _METRIC_CACHES}} for m in metrics]
     try:
         yield
     finally:
         for metric, state in zip(metrics, kept, strict=True):
             for name, value in state.items():
                 setattr(metric, name, value)
+
+
+def _copied_state(metric: Metric) -> dict[str, Any]:
+    # A list of tensors grows by appending, so its tensors need no copy.
+    return {name: v.clone() if isinstance(v, Tensor) else list(v) for name, v in metric.metric_state.items()}
 
 
 _METRIC_CACHES = ("_update_count", "_computed", "_forward_cache")

@@ -169,7 +169,7 @@ def test_evaluation_and_labels_can_stay_with_the_student():
 def test_pseudo_labels_come_from_the_teacher_without_gradient_or_dropout():
     net, x = trained().train(), batches(1)[0][0]
     before = copy.deepcopy(net.state_dict())
-    logits = net.pseudo_logits(x)
+    logits = net.pseudo_logits(x.clone().requires_grad_())
     assert torch.equal(logits, copy.deepcopy(net.ema_teacher.network).eval()(x))
     assert not logits.requires_grad
     assert_same(net.state_dict(), before)
@@ -270,6 +270,29 @@ def test_a_second_fit_moves_the_teacher_once_a_step():
         fit(third, [*batches(2), (torch.zeros(1, 4), torch.tensor([7]))])
     fit(third, batches(3))
     assert third.ema_teacher_updates.item() == 5
+
+
+class OneOptimizer(Tiny):
+    """Uses the same optimizer in every fit."""
+
+    optimizer = None
+
+    def configure_optimizers(self):
+        self.optimizer = self.optimizer or super().configure_optimizers()
+        return self.optimizer
+
+
+class OneOptimizerNet(EMATeacherMixin, OneOptimizer):
+    pass
+
+
+def test_an_optimizer_is_let_go_after_the_fit():
+    net = OneOptimizerNet(smooth(), ema_teacher_decay=0.8)
+    for _ in range(2):
+        fit(net, batches(3))
+    assert net.ema_teacher_updates.item() == 6
+    net.optimizer.step()
+    assert net.ema_teacher_updates.item() == 6
 
 
 def test_tied_and_frozen_weights():

@@ -1,53 +1,19 @@
 import copy
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassPrecision
 
 from lightning_tuning import EMATeacherMixin, MixupMixin, RDropMixin, SAMMixin
 from lightning_tuning.errors import InvalidValueError
 from tests.mixins.tiny import Tiny, assert_same, batches, convolution, deep, fit, linear, parameters, smooth
 from tests.numerics import array
 
+from .sam_reference import reference
+
 
 class Net(SAMMixin, Tiny):
     pass
-
-
-def reference(network, data, rho, lr=0.1, momentum=0.9, clip=None, window=1, share=None):
-    """Foret et al., algorithm 1, as a plain PyTorch loop: the second pass repeats the first with the same dropout masks
-    and leaves no trace in the batch norms. Returns the loss of each first pass and the final random state."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum)
-    weights = [p for p in network.parameters() if p.requires_grad]
-    losses = []
-    for start in range(0, len(data), window):
-        states, part = [], data[start : start + window]
-        optimizer.zero_grad()
-        for x, ids in part:
-            states.append(torch.get_rng_state())
-            loss = F.cross_entropy(network(x), ids)
-            losses.append(loss.item())
-            (loss / (share or window)).backward()
-        kept = copy.deepcopy(network.state_dict())
-        norm = torch.norm(torch.stack([p.grad.norm(p=2) for p in weights]), p=2)
-        scale = rho / (norm + 1e-12)
-        with torch.no_grad():
-            for p in weights:
-                p.add_(p.grad * scale)
-        optimizer.zero_grad()
-        for (x, ids), state in zip(part, states, strict=True):
-            torch.set_rng_state(state)
-            (F.cross_entropy(network(x), ids) / (share or window)).backward()
-        network.load_state_dict(kept)
-        if clip is not None:
-            nn.utils.clip_grad_norm_(weights, clip)
-        optimizer.step()
-    return losses
 
 
 def both(network, data, rho=0.2, clip=None, window=1, **kwargs):
@@ -168,180 +134,6 @@ def test_both_passes_see_the_same_batch_masks_and_mixture():
             assert torch.equal(x, x_again)
             assert torch.equal(mask, mask_again)
         assert not torch.equal(first[0][1], first[1][1])
-
-
-def test_batch_norm_moves_once_a_step_and_with_the_clean_statistics():
-    net = Net(nn.Sequential(nn.BatchNorm1d(4), linear()), sam_rho=0.1)
-    fit(net, batches(5))
-    norm = net.network[0]
-    mean, var = np.zeros(4), np.ones(4)
-    for x, _ in batches(5):
-        mean = 0.9 * mean + 0.1 * array(x).mean(0)
-        var = 0.9 * var + 0.1 * array(x).var(0, ddof=1)
-    assert norm.num_batches_tracked.item() == 5
-    np.testing.assert_allclose(array(norm.running_mean), mean, atol=1e-6)
-    np.testing.assert_allclose(array(norm.running_var), var, atol=1e-6)
-
-
-class Counting(Tiny):
-    """A host whose buffer is exchanged for a new tensor in every pass."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.register_buffer("steps", torch.zeros(()))
-
-    def training_step(self, batch, batch_idx):
-        self.steps = self.steps + 1
-        return super().training_step(batch, batch_idx)
-
-
-class CountingNet(SAMMixin, Counting):
-    pass
-
-
-def test_a_buffer_that_the_host_exchanges_moves_once_a_step():
-    net = CountingNet(sam_rho=0.1)
-    fit(net, batches(5))
-    assert net.steps.item() == 5
-
-
-class FailsAtTheTop(Tiny):
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        if len(self.batches) == 6:
-            raise RuntimeError("at the top")
-        return loss
-
-
-class FailingNet(SAMMixin, FailsAtTheTop):
-    pass
-
-
-class Keep(pl.Callback):
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.state = copy.deepcopy(pl_module.state_dict())
-
-
-def test_an_error_in_the_second_pass_leaves_the_weights_bitwise():
-    net, keep = FailingNet(deep(), sam_rho=0.5), Keep()
-    with pytest.raises(RuntimeError, match="at the top"):
-        fit(net, batches(5), callbacks=[keep])
-    after = net.state_dict()
-    assert_same(
-        {k: v for k, v in keep.state.items() if "1." not in k}, {k: v for k, v in after.items() if "1." not in k}
-    )
-    assert after["network.1.num_batches_tracked"].item() == 3  # the clean pass of the third step
-    assert not net._sam_climbed
-
-
-class Interrupted(pl.Callback):
-    """Ends the run within a window of accumulation."""
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == 1:
-            raise RuntimeError("interrupted")
-
-
-def test_a_window_that_was_interrupted_is_forgotten():
-    data = batches(4)
-    own, net = smooth(), Net(smooth(), sam_rho=0.2)
-    net.network.load_state_dict(own.state_dict())
-    with pytest.raises(RuntimeError, match="interrupted"):
-        fit(net, batches(4, seed=9), accumulate_grad_batches=2, callbacks=[Interrupted()])
-    fit(net, data, accumulate_grad_batches=2)
-    reference(own, data, 0.2, window=2)
-    assert_same(net.network.state_dict(), own.state_dict())
-
-
-class Measured(Tiny):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.accuracy = MulticlassAccuracy(3, average="micro")
-        self.curves = MulticlassAUROC(3)  # keeps a list of all predictions
-        self.both = MetricCollection({"micro": MulticlassAccuracy(3), "macro": MulticlassPrecision(3)})
-
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        logits, ids = self.logits[-1].detach(), batch[1]
-        self.accuracy(logits, ids)
-        self.curves.update(logits.softmax(1), ids)
-        self.both.update(logits, ids)
-        self.log("train/accuracy", self.accuracy, on_step=True, on_epoch=True)
-        self.log("train/loss", loss, on_epoch=True)
-        return loss
-
-    def on_train_epoch_end(self):
-        self.counted = int(sum(getattr(self.accuracy, n).sum() for n in ("tp", "fn")))
-        self.listed = sum(len(p) for p in self.curves.preds)
-        self.micro = self.both["micro"].tp.sum() + self.both["micro"].fn.sum()
-
-
-class MeasuredNet(SAMMixin, Measured):
-    pass
-
-
-@pytest.mark.parametrize("window", [1, 2])
-def test_metrics_count_each_sample_once(window):
-    network, data = deep(), batches(6)
-    nets = [MeasuredNet(copy.deepcopy(network), sam_rho=0.2, lr=0.0), Measured(copy.deepcopy(network), lr=0.0)]
-    values = []
-    for net in nets:
-        torch.manual_seed(5)
-        values.append(fit(net, data, accumulate_grad_batches=window).callback_metrics["train/accuracy_epoch"].item())
-    assert [net.counted for net in nets] == [net.listed for net in nets] == [48, 48]
-    assert [int(net.micro) for net in nets] == [48, 48]
-    assert values[0] == pytest.approx(values[1], abs=1e-7)
-
-
-def test_the_logged_loss_is_that_of_the_first_pass():
-    network, data = deep(), batches(4)
-    net = MeasuredNet(copy.deepcopy(network), sam_rho=0.5)
-    torch.manual_seed(5)
-    trainer = fit(net, data)
-    torch.manual_seed(5)
-    losses = reference(network, data, 0.5)
-    assert trainer.callback_metrics["train/loss_epoch"].item() == pytest.approx(np.mean(losses), rel=1e-6)
-
-
-def test_the_returned_loss_is_that_of_the_first_pass():
-    class Outputs(pl.Callback):
-        losses = []
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            self.losses.append(outputs["loss"].item())
-
-    network, data, outputs = deep(), batches(4), Outputs()
-    net = Net(copy.deepcopy(network), sam_rho=0.5)
-    torch.manual_seed(5)
-    fit(net, data, callbacks=[outputs])
-    torch.manual_seed(5)
-    assert outputs.losses == reference(network, data, 0.5)
-
-
-class PartlyOptimized(Tiny):
-    """Trains its network alone; the gradients of the rest are never cleared."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.rest = nn.Parameter(torch.ones(1))
-
-    def forward(self, x):
-        return super().forward(x) * self.rest
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.network.parameters(), lr=self.lr, momentum=self.momentum)
-
-
-class PartlyOptimizedNet(SAMMixin, PartlyOptimized):
-    pass
-
-
-def test_only_what_the_optimizer_trains_climbs():
-    own, data = smooth(), batches(6)
-    net = PartlyOptimizedNet(copy.deepcopy(own), sam_rho=0.2)
-    fit(net, data)
-    reference(own, data, 0.2)
-    assert_same(net.network.state_dict(), own.state_dict())
 
 
 class Skipping(Tiny):
