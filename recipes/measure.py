@@ -1,10 +1,12 @@
 """Run recipes with several seeds and print mean and 95 % interval of a test metric.
 
     python recipes/measure.py digits_supervised digits_fixmatch --seeds 5
+    python recipes/measure.py digits_supervised digits_supervised:model.mixup_alpha=0.2,model.sam_rho=0.05
 
 Each run is an ordinary ``lightning-tuning fit`` in ``runs/``. The seed decides the initial weights, which images keep
-their label, the order and the augmentations; the test images are always the same. Of two recipes the paired difference
-is printed too. The table is written to ``runs/measured/results.json``, the picture to ``runs/measured/results.png``.
+their label, the order and the augmentations; the test images are always the same. Behind a recipe's name stand settings
+to change. Of each but the first the paired difference to the first is printed too. The table is written to
+``runs/measured/results.json``, the picture to ``runs/measured/results.png``.
 """
 
 from __future__ import annotations
@@ -31,8 +33,10 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), float(student_t.ppf(0.975, max(len(values) - 1, 1))) * spread
 
 
-def run(recipe: str, seed: int, overrides: list[str]) -> dict:
+def run(variant: str, seed: int) -> dict:
     """One run; what its summary.json says."""
+    recipe, _, settings = variant.partition(":")
+    overrides = [f"--{setting}" for setting in settings.split(",") if setting]
     name = f"measured/{recipe}/seed{seed}-{time.time_ns()}"
     command = [sys.executable, "-m", "lightning_tuning", "fit", f"--config={RECIPES / recipe / 'config.yaml'}"]
     command += [
@@ -66,17 +70,18 @@ def draw(results: dict[str, list[float]], metric: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="+", help="names of folders in recipes/")
+    parser.add_argument(
+        "recipes", nargs="+", help="folders in recipes/, each with settings if wanted: NAME:KEY=VALUE,..."
+    )
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds: 0, 1, ...")
     parser.add_argument("--metric", default="test/accuracy")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. trainer.max_steps=60")
     args = parser.parse_args()
 
     jobs = [(recipe, seed) for seed in range(args.seeds) for recipe in args.recipes]
     results: dict[str, list[float]] = {recipe: [] for recipe in args.recipes}
     seconds: dict[str, list[float]] = {recipe: [] for recipe in args.recipes}
     for recipe, seed in tqdm(jobs, desc="runs"):
-        summary = run(recipe, seed, [f"--{item}" for item in args.set])
+        summary = run(recipe, seed)
         results[recipe].append(summary["metrics"][args.metric])
         seconds[recipe].append(summary["wall_time_seconds"])
 
@@ -84,7 +89,7 @@ def main() -> None:
     for recipe, values in results.items():
         mean, half = interval(values)
         each = ", ".join(f"{value:.4f}" for value in values)
-        print(f"{recipe:24} {mean:.4f} ± {half:.4f}   ({each})   {statistics.mean(seconds[recipe]):.0f} s a run")
+        print(f"{recipe}: {mean:.4f} ± {half:.4f}   ({each})   {statistics.mean(seconds[recipe]):.0f} s a run")
     for recipe in args.recipes[1:]:
         differences = [b - a for a, b in zip(results[args.recipes[0]], results[recipe], strict=True)]
         mean, half = interval(differences)

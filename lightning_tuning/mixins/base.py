@@ -48,6 +48,10 @@ class TuningMixin(LightningModule):
         _check_arguments(type(self), kwargs)
         super().__init__(*args, **kwargs)
 
+    @property
+    def _host_name(self) -> str:
+        return hosts_of(type(self))[0].__name__
+
     @classmethod
     def is_on(cls, settings: Mapping[str, Any]) -> bool:
         """Whether these settings (arguments by name; a missing one counts as off) switch the technique on."""
@@ -66,7 +70,7 @@ class TuningMixin(LightningModule):
         count = getattr(self, "num_classes", None) or self.hparams.get("num_classes")
         if count is None:
             raise MisconfigurationException(
-                f"{hosts_of(type(self))[0].__name__} has no attribute num_classes, which "
+                f"{self._host_name} has no attribute num_classes, which "
                 f"{', '.join(t.__name__ for t in self.active_techniques() if 'num_classes' in t.needs)} needs. "
                 "Write self.num_classes = ... in its __init__."
             )
@@ -107,8 +111,8 @@ class TuningMixin(LightningModule):
             return host.unpack_batch(batch)
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise InvalidValueError(
-                f"The batch is a {type(batch).__name__}, not (x, target, ...). "
-                f"Define unpack_batch(batch) -> (x, target) and pack_batch(batch, x, target) -> batch in {hosts_of(type(self))[0].__name__}."
+                f"The batch is a {type(batch).__name__}, not (x, target, ...). Define "
+                f"unpack_batch(batch) -> (x, target) and pack_batch(batch, x, target) -> batch in {self._host_name}."
             )
         return batch[0], batch[1]
 
@@ -128,7 +132,7 @@ class TuningMixin(LightningModule):
         names = ", ".join(t.__name__ for t in active)
         if active and not self.automatic_optimization:
             raise MisconfigurationException(
-                f"{names}: mixins need automatic optimization, but {hosts_of(type(self))[0].__name__} sets "
+                f"{names}: mixins need automatic optimization, but {self._host_name} sets "
                 "self.automatic_optimization = False. Remove that line, or the mixins."
             )
         if any("num_classes" in t.needs for t in active):
@@ -154,7 +158,7 @@ class TuningMixin(LightningModule):
         dead = [t.__name__ for t in self.active_techniques() if "compute_loss" in vars(t)]
         if dead:
             raise MisconfigurationException(
-                f"{hosts_of(type(self))[0].__name__}.training_step does not call self.compute_loss(logits, target), so "
+                f"{self._host_name}.training_step does not call self.compute_loss(logits, target), so "
                 f"{', '.join(dead)} would do nothing. Call it there instead of the loss function."
             )
         self.__dict__["_saw_compute_loss"] = True
