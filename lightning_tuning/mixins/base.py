@@ -128,6 +128,7 @@ class TuningMixin(LightningModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        term_log(self).clear()
         active = self.active_techniques()
         names = ", ".join(t.__name__ for t in active)
         if active and not self.automatic_optimization:

@@ -40,13 +40,18 @@ class TermLog:
             module.log(name, self._last.pop(name), prog_bar=True, on_step=True, on_epoch=False)
         # Past self.log, whose result collection would be walked in every later step as well.
         connector.log_metrics(self._last)
-        self._last = {}
+        self._last.clear()
 
     def hand_over_epoch(self, module: LightningModule) -> None:
         """Log each term's mean over the epoch as ``<name>_epoch``. Call it in ``on_train_epoch_end``."""
         for name, total in self._sum.items():
             module.log(f"{name}_epoch", total / self._count[name], sync_dist=True)
-        self.__init__()  # type: ignore[misc]
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the epoch. Call it in ``on_fit_start``: an earlier fit may have been interrupted within one."""
+        for collected in (self._last, self._sum, self._count):
+            collected.clear()
 
 
 def term_log(module: LightningModule) -> TermLog:

@@ -172,6 +172,7 @@ class Classifier(LightningModule):
     def on_fit_start(self) -> None:
         check_data(getattr(self.trainer, "datamodule", None), self._to_match)
         self._checked.clear()
+        term_log(self).clear()
 
     def on_train_start(self) -> None:
         if isinstance(self.schedule, str) and self.schedule != "constant":

@@ -1,3 +1,4 @@
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -140,3 +141,17 @@ def test_the_run_config_gets_the_settings_of_what_is_on():
     net = Stack(mixup_alpha=0.2, l1_weight=0.0)
     fit(net, batches(1), logger=memory)
     assert memory.settings == net.tuning_settings() == {"mixup_alpha": 0.2}
+
+
+class BreaksOff(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 1:
+            raise RuntimeError("interrupted")
+
+
+def test_an_interrupted_epoch_is_forgotten_by_the_next_fit():
+    net = Net()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(net, batches(3), callbacks=[BreaksOff()])
+    trainer = fit(net, batches(3))
+    assert trainer.callback_metrics["train/value_epoch"].item() == pytest.approx(np.mean(VALUES[:3]))
