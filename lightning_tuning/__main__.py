@@ -1,7 +1,17 @@
-"""``python -m lightning_tuning`` is ``lightning-tuning``."""
+"""The command ``lightning-tuning``, also ``python -m lightning_tuning``."""
 
 import sys
 
-from lightning_tuning.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Load the command line, which takes seconds, and run it; Ctrl-C meanwhile ends it quietly."""
+    try:
+        from lightning_tuning.cli import main as run
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -60,6 +60,11 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         print(f"lightning-tuning: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if debug or not (message := _explained(str(error))):
+            raise
+        print(f"lightning-tuning: {message}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
         return _interrupted(str(interrupt))
     except SIGTERMException:
@@ -73,6 +78,16 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         return end.code or 0
     return 0
+
+
+def _explained(message: str) -> str | None:
+    """A message for those of Lightning's and torch's RuntimeErrors that the settings are the cause of."""
+    if message.startswith("Early stopping conditioned on"):
+        return message
+    if message.startswith("Error(s) in loading state_dict"):
+        first = " ".join(message.splitlines()[1].split())
+        return f"The checkpoint does not fit the model: {first} Give the model the arguments that it was trained with."
+    return None
 
 
 def _interrupted(message: str = "") -> int:
@@ -139,10 +154,9 @@ class TuningCLI(LightningCLI):
         if path is None:
             return
         if path.is_file() and (model := model_of_checkpoint(path)):
-            # After the configuration files, before the flags: what is written on the command line wins.
-            after = max((i + 1 + (a in ("-c", "--config")) for i, a in enumerate(args) if _is_config(a)), default=1)
+            # Before the configuration files and the flags: what is written there wins.
             name = config.run.name
-            self.config = parser.parse_args([*args[:after], f"--config={json.dumps({'model': model})}", *args[after:]])
+            self.config = parser.parse_args([args[0], f"--config={json.dumps({'model': model})}", *args[1:]])
             config = self.config[self.config.subcommand]
             config.run.name = name
         config.ckpt_path = str(path)
@@ -233,7 +247,7 @@ class TuningCLI(LightningCLI):
         except SystemExit as end:
             if isinstance(end.__context__, KeyboardInterrupt):
                 last = self.folder / "checkpoints" / "last.ckpt"
-                hint = f" Continue with --ckpt_path={last}" if last.exists() else ""
+                hint = f" Continue from the last epoch's end with --ckpt_path={last}" if last.exists() else ""
                 raise KeyboardInterrupt(f"Interrupted after step {self.trainer.global_step}.{hint}") from None
             raise
         finally:
@@ -241,13 +255,16 @@ class TuningCLI(LightningCLI):
         self._finish(self._final_test(model, kwargs.get("datamodule")))
 
     def validate(self, **kwargs: Any) -> None:
+        self._note_initial_weights()
         self._finish(self.trainer.validate(**kwargs))
 
     def test(self, **kwargs: Any) -> None:
+        self._note_initial_weights()
         self._finish(self.trainer.test(**kwargs))
 
     def predict(self, **kwargs: Any) -> None:
         """Predict and save what ``predict_step`` returned as ``predictions.pt`` (one file for each process)."""
+        self._note_initial_weights()
         predictions = self.trainer.predict(**kwargs)
         extra = {}
         if predictions is not None and self._folder:
@@ -256,6 +273,10 @@ class TuningCLI(LightningCLI):
             torch.save(predictions, path)
             extra["predictions"] = str(path)
         self._finish([], **extra)
+
+    def _note_initial_weights(self) -> None:
+        if self._get(self.config, "ckpt_path") is None:
+            rank_zero_info("No --ckpt_path is given: the model is used with its initial weights.")
 
     def _final_test(self, model: LightningModule, datamodule: Any) -> list[Any]:
         run: RunConfig = self._get(self.config_init, "run")
@@ -284,10 +305,6 @@ class TuningCLI(LightningCLI):
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _is_config(arg: str) -> bool:
-    return arg in ("-c", "--config") or arg.startswith("--config=")
 
 
 def _default_name(config: Any) -> str:

@@ -112,3 +112,10 @@ def test_there_is_a_card_of_each_technique_and_callback_and_of_nothing_else():
     cards = {path.stem for path in (ROOT / "docs" / "techniques").glob("*.md")}
     callbacks = {path.stem for path in (ROOT / "lightning_tuning" / "callbacks").glob("[!_]*.py")}
     assert cards == {technique.stem for technique in TECHNIQUES} | callbacks
+
+
+@every_technique
+def test_the_card_tells_what_was_measured(technique):
+    measured = card(technique).split("## Measured")[1].split("## Source")[0]
+    assert "recipes/" in measured
+    assert re.search(r"[-+]?\d+\.\d", measured)

@@ -11,12 +11,13 @@ from lightning_tuning.data.image_datamodule import ImageDataModule
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader
 from lightning_tuning.data.pipeline import SeededPipeline
-from lightning_tuning.data.sampler import FixedSampler, KeyedSampler, Keys, Stream
+from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Keys, Stream
 from lightning_tuning.data.splits import stratified_split
 from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
 
 __all__ = [
     "DigitsDataModule",
+    "EvalSampler",
     "FixedSampler",
     "ImageDataModule",
     "KeyedLoader",

@@ -15,10 +15,10 @@ from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader, quiet_opencv
 from lightning_tuning.data.normalize import Normalize
 from lightning_tuning.data.pipeline import SeededPipeline
-from lightning_tuning.data.sampler import FixedSampler, KeyedSampler, Stream
+from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Stream
 from lightning_tuning.data.splits import stratified_split
 from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
-from lightning_tuning.data.views import EvalViews, TrainViews, as_is
+from lightning_tuning.data.views import EvalViews, TrainViews
 from lightning_tuning.errors import InvalidValueError
 
 _LARGEST_SEED = 2**32 - 1
@@ -142,6 +142,19 @@ class ImageDataModule(LightningDataModule, ABC):
         """``seed``, or the one given to ``seed_everything``, or 0."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
+    def state_dict(self) -> dict[str, int]:
+        """What decides which labels are kept."""
+        return {"seed": self.effective_seed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Refuse to go on with other labels than the checkpoint's run had."""
+        trainer = self.trainer
+        if state_dict["seed"] != self.effective_seed and trainer is not None and trainer.state.fn == "fit":
+            raise InvalidValueError(
+                f"The checkpoint's run used seed {state_dict['seed']} for its labels and their order, this one "
+                f"{self.effective_seed}. Write --seed_everything={state_dict['seed']} or --data.seed={state_dict['seed']}."
+            )
+
     def _check_sizes(self, num_images: int) -> None:
         most = num_images - self.num_classes
         if self.val_size + self.test_size > most:
@@ -164,13 +177,12 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> KeyedLoader:
         """This rank's training batches."""
-        trainer = self.trainer
-        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        world, rank = self._world_and_rank
         streams = [Stream("labeled", self.labeled_indices, self.batch_size)]
         if self.unlabeled_batch_size:
             streams.append(Stream("unlabeled", self.unlabeled_indices, self.unlabeled_batch_size))
         one_pass = -(-len(streams[-1].indices) // (streams[-1].batch_size * world))
-        sampler_class = FixedSampler if getattr(trainer, "overfit_batches", 0) else KeyedSampler
+        sampler_class = FixedSampler if getattr(self.trainer, "overfit_batches", 0) else KeyedSampler
         sampler = sampler_class(
             streams, self.steps_per_epoch or one_pass, seed=self.effective_seed, num_replicas=world, rank=rank
         )
@@ -193,15 +205,20 @@ class ImageDataModule(LightningDataModule, ABC):
     def _eval_dataloader(self, indices: np.ndarray) -> DataLoader | list:
         if not len(indices):
             return []
+        world, rank = self._world_and_rank
         return DataLoader(
             EvalViews(self.images, self.labels, indices, self.normalize),
-            batch_size=self.eval_batch_size,
-            collate_fn=as_is,
+            sampler=EvalSampler(len(indices), self.eval_batch_size, world, rank),
+            batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=quiet_opencv,
             pin_memory=self._on_cuda(),
         )
+
+    @property
+    def _world_and_rank(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -96,6 +96,43 @@ class KeyedSampler(DistributedSampler):
         return Keys(indices[share].reshape(shape), seeds[share].reshape(shape))
 
 
+class EvalSampler(DistributedSampler, SequentialSampler):  # type: ignore[misc]
+    """Yields the positions of whole evaluation batches, every position once over all ranks.
+
+    PyTorch's own distributed sampler repeats samples until the ranks have equally many, and metrics count those twice.
+    Here the ranks' shares differ by one sample at most, and all have the same number of batches: DDP communicates in
+    each of them. Use it with ``DataLoader(batch_size=None)``. It is a ``DistributedSampler`` and a ``SequentialSampler``
+    so that the Trainer keeps it, with ``overfit_batches`` too.
+
+    Args:
+        size: Number of samples, at least ``num_replicas``.
+        batch_size: Most samples of a batch, at least 1.
+        num_replicas: Number of ranks.
+        rank: This process's rank.
+
+    Example:
+        >>> [positions.tolist() for positions in EvalSampler(5, batch_size=2)]
+        [[0, 1], [2, 3], [4]]
+        >>> [positions.tolist() for positions in EvalSampler(5, batch_size=2, num_replicas=2, rank=1)]
+        [[1], [3]]
+    """
+
+    def __init__(self, size: int, batch_size: int, num_replicas: int = 1, rank: int = 0) -> None:
+        positions: Any = range(size)
+        super().__init__(positions, num_replicas=num_replicas, rank=rank, shuffle=False)
+        largest_share = -(-size // num_replicas)
+        self.batches = -(-largest_share // batch_size)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        share = np.arange(len(self.dataset))[self.rank :: self.num_replicas]  # type: ignore[arg-type]
+        if len(share) < self.batches:  # batches of one sample, or fewer samples than ranks: no batch may be empty
+            share = np.append(share, len(self.dataset) - 1)  # type: ignore[arg-type]
+        return iter(np.array_split(share, self.batches))
+
+    def __len__(self) -> int:
+        return self.batches
+
+
 class FixedSampler(KeyedSampler, SequentialSampler):  # type: ignore[misc]
     """Repeats the first epoch for ever, for ``Trainer(overfit_batches=...)``.
 

@@ -58,7 +58,7 @@ class TrainViews(Dataset):
 
 
 class EvalViews(Dataset):
-    """Batches ``(x, y)`` without augmentation, for a ``DataLoader`` with ``collate_fn=as_is``.
+    """Batches ``(x, y)`` without augmentation, asked for with the positions of a batch.
 
     Args:
         images: ``images[index]`` is a uint8 image ``[H, W, C]``.
@@ -78,17 +78,7 @@ class EvalViews(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        """One image ``[C, H, W]`` and its label ``[]``."""
-        x, y = self.__getitems__([position])
-        return x[0], y[0]
-
-    def __getitems__(self, positions: list[int]) -> tuple[Tensor, Tensor]:
-        """A batch ``[B, C, H, W]`` and its labels ``[B]``; the ``DataLoader`` calls this with a batch's positions."""
+    def __getitem__(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+        """A batch ``[B, C, H, W]`` and its labels ``[B]``."""
         indices = self.indices[positions]
         return self.normalize(self.images[index] for index in indices), self.labels[torch.from_numpy(indices)]
-
-
-def as_is(batch: Any) -> Any:
-    """A collate function for datasets that return whole batches."""
-    return batch

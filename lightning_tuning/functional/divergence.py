@@ -31,17 +31,19 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1).mean()
 
 
-def symmetric_kl_divergence(a_logits: Tensor, b_logits: Tensor) -> Tensor:
+def symmetric_kl_divergence(a_logits: Tensor, b_logits: Tensor, counts: Tensor | None = None) -> Tensor:
     """(KL(a || b) + KL(b || a)) / 2, averaged over everything but the classes.
 
     Args:
         a_logits: ``[N, C, ...]``.
         b_logits: ``[N, C, ...]``.
+        counts: Which positions count, booleans ``[N, ...]``; None: all.
 
     Returns:
-        A scalar >= 0 in nats, differentiable with respect to both arguments.
+        A scalar >= 0 in nats, differentiable with respect to both logits; 0 if no position counts.
     """
     log_a = F.log_softmax(at_least_float32(a_logits), dim=1)
     log_b = F.log_softmax(at_least_float32(b_logits), dim=1)
     # The two directions add up to sum (a - b)(log a - log b).
-    return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(dim=1).mean()
+    each = 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(dim=1)
+    return each.mean() if counts is None else (each * counts).sum() / counts.sum().clamp(min=1)

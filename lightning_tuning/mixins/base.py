@@ -148,6 +148,15 @@ class TuningMixin(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_hyperparams(self.tuning_settings())
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the techniques' settings: ``load_from_checkpoint`` needs them also where the host saves none."""
+        super().on_save_checkpoint(checkpoint)
+        if checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_NAME, "kwargs") == "kwargs":
+            saved = checkpoint.setdefault(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+            for technique in techniques_of(type(self)):
+                for name in own_arguments(technique):
+                    saved.setdefault(name, getattr(self, name))
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         output = super().training_step(batch, batch_idx)
         if output is not None and not self.__dict__.get("_saw_compute_loss"):

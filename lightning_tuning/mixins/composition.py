@@ -233,6 +233,7 @@ def compose(host: type[LightningModule], *mixins: type[TuningMixin], name: str |
         >>> [c.__name__ for c in Net.__bases__]
         ['SAMMixin', 'L1Mixin', 'BoringModel']
     """
+    check_not_pytorch_lightning(host)
     if not issubclass(host, LightningModule) or is_tuning_mixin(host) or not all(map(is_technique, mixins)):
         raise CompositionError(
             "compose(host, *mixins) takes a LightningModule and then mixins, not "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,11 +10,12 @@ from torch import Tensor
 
 def map_inputs(function: Callable[[Tensor], Tensor], x: Any) -> Any:
     """Apply ``function`` to a tensor, or to each tensor of a dict; entries that are no tensors stay."""
-    if isinstance(x, dict):
-        return {key: function(value) if isinstance(value, Tensor) else value for key, value in x.items()}
+    if isinstance(x, Mapping):
+        mapped = {key: function(value) if isinstance(value, Tensor) else value for key, value in x.items()}
+        return mapped if isinstance(x, dict) else type(x)(mapped)  # type: ignore[call-arg]
     return function(x)
 
 
 def first_tensor(x: Any) -> Tensor:
     """The tensor ``x``, or the first tensor of the dict ``x``: it tells batch size and device."""
-    return next(v for v in x.values() if isinstance(v, Tensor)) if isinstance(x, dict) else x
+    return next(v for v in x.values() if isinstance(v, Tensor)) if isinstance(x, Mapping) else x

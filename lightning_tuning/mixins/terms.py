@@ -45,7 +45,8 @@ class TermLog:
     def hand_over_epoch(self, module: LightningModule) -> None:
         """Log each term's mean over the epoch as ``<name>_epoch``. Call it in ``on_train_epoch_end``."""
         for name, total in self._sum.items():
-            module.log(f"{name}_epoch", total / self._count[name], sync_dist=True)
+            # A term may be a CPU scalar (mixup's share); NCCL reduces on the device alone.
+            module.log(f"{name}_epoch", (total / self._count[name]).to(module.device), sync_dist=True)
         self.clear()
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""Checks that cost nothing after the first batch: the data against the model."""
+"""Checks of the data against the model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_target(target: Any, num_classes: int) -> None:
     low, high = (int(bound) for bound in target.aminmax()) if len(target) else (0, 0)
     if low < 0 or high >= num_classes:
         raise InvalidValueError(
-            f"The first batch has labels from {low} to {high}; model.num_classes is {num_classes}, so they must be "
+            f"A batch has labels from {low} to {high}; model.num_classes is {num_classes}, so they must be "
             f"0 to {num_classes - 1}. "
             + (f"Write --model.num_classes={high + 1} or more." if low >= 0 else "Mend the labels.")
         )

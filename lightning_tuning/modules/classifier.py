@@ -157,7 +157,7 @@ class Classifier(LightningModule):
         self._evaluate("test", batch, self.test_metrics)
 
     def _evaluate(self, stage: str, batch: Any, metrics: ClassificationMetrics) -> None:
-        self._check_first_batch(stage, batch)
+        self._check_batch(stage, batch)
         x, target = self.unpack_batch(batch)
         logits = self(x)
         metrics.update(logits, target)
@@ -179,13 +179,19 @@ class Classifier(LightningModule):
             self._run_length = total_steps(self.trainer)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self._check_first_batch("train", batch)
+        self._check_batch("train", batch)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         term_log(self).hand_over_step(self)
 
     def on_train_epoch_end(self) -> None:
         term_log(self).hand_over_epoch(self)
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.reset()  # an earlier validation may have been broken off
+
+    def on_test_epoch_start(self) -> None:
+        self.test_metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
         values = self.val_metrics.compute()
@@ -227,7 +233,8 @@ class Classifier(LightningModule):
             config["monitor"] = getattr(scheduler, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": config}
 
-    def _check_first_batch(self, stage: str, batch: Any) -> None:
-        if stage not in self._checked:
+    def _check_batch(self, stage: str, batch: Any) -> None:
+        # On an accelerator the first batch only: a look at the values waits for the device.
+        if stage not in self._checked or self.device.type == "cpu":
             check_target(self.unpack_batch(batch)[1], self.num_classes)
             self._checked.add(stage)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 
+from lightning_tuning.errors import CompositionError
 from lightning_tuning.mixins.base import TuningMixin, unknown_argument
 from lightning_tuning.mixins.composition import in_order, own_arguments, techniques_of
 
@@ -102,6 +103,12 @@ def _offering_init(cls: Any, techniques: tuple[type[TuningMixin], ...]) -> Any:
     inner = vars(cls).get("__init__")
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        late = next((name for t in techniques for name in own_arguments(t) if name in kwargs), None)
+        if late:
+            raise CompositionError(
+                f"{type(self).__name__}.__init__ passes {late} on to {cls.__name__}, but techniques are chosen before "
+                f"it runs. Leave it out of super().__init__ and give it to {type(self).__name__}(...) or in the YAML."
+            )
         (inner.__get__(self) if inner else super(cls, self).__init__)(*args, **kwargs)
 
     own = inspect.signature(inner or cls.__init__)

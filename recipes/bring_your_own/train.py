@@ -3,6 +3,7 @@
 import argparse
 import logging
 import statistics
+import warnings
 
 import lightning.pytorch as pl
 import torch
@@ -71,6 +72,7 @@ def main(seeds: int = 5, epochs: int = 60, each: bool = False) -> dict[str, list
 if __name__ == "__main__":
     torch.set_num_threads(1)  # more threads make a network this small slower
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")  # Lightning's use of torch
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--epochs", type=int, default=60, help="epochs of each run")

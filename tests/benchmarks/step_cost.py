@@ -18,6 +18,7 @@ import warnings
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
 
 from lightning_tuning import ImageClassifier
 from lightning_tuning.modules import Classifier
@@ -80,7 +81,7 @@ def main() -> None:
         TensorDataset(torch.randn(size, 3, 32, 32), torch.randint(10, (size,))), args.batch_size, drop_last=True
     )
     ratios: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for _ in range(args.rounds):
+    for _ in tqdm(range(args.rounds), desc="rounds"):
         seconds = {name: fit_seconds(args.network, a, data, args.steps) for name, a in VARIANTS.items()}
         for name, value in seconds.items():
             ratios[name].append(value / seconds["bare"])

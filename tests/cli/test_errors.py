@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ MODEL = "--model=tests.cli.toy."
         (["--trainer.accelerator=tpu"], "torch_xla"),
         (["--config=none.yaml"], "File does not exist"),
         (["--config=preset:dpp"], "There is no preset 'dpp'; did you mean preset:ddp? Presets: cpu, ddp, "),
+        (
+            ["--model=ImageClassifier", "--model.network=resnet81"],
+            "model.network is 'resnet81'; did you mean 'resnet18'?",
+        ),
         (["--run.mode=null"], "Write --run.mode=max if a larger value is better"),
         (["--run.name=a/b"], "run.name is 'a/b'; it must be the name of one folder."),
         (["--run.monitor=val/acuracy"], "'val/acuracy'"),
@@ -83,10 +88,19 @@ def test_a_bug_in_training_still_leaves_curves(config):
     assert not (folder / "summary.json").exists()
 
 
+@pytest.fixture
+def _sigint():
+    """Python's own handler: a shell that starts the tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_sigint")
 def test_ctrl_c(run, capsys):
     folder = run("fit", f"{MODEL}Interrupted", code=130)
     assert (folder / "curves.png").is_file()
-    hint = f"Interrupted after step 4. Continue with --ckpt_path={folder}/checkpoints/last.ckpt\n"
+    hint = f"Interrupted after step 4. Continue from the last epoch's end with --ckpt_path={folder}/checkpoints/last.ckpt\n"
     assert capsys.readouterr().err.endswith(hint)
 
 

@@ -123,6 +123,20 @@ def test_a_checkpoint_brings_its_arguments_and_flags_win(run):
     assert yaml.safe_load((changed / "config.yaml").read_text())["model"]["init_args"]["lr"] == 0.4
 
 
+def test_a_configuration_wins_over_the_checkpoint(run):
+    last = run("fit", "--model.lr=0.3") / "checkpoints/last.ckpt"
+    Path("other.yaml").write_text("model: {class_path: tests.cli.toy.ToyModel, init_args: {lr: 0.5}}")
+    resumed = run("fit", "--config=other.yaml", f"--ckpt_path={last}", "--trainer.max_epochs=3")
+    assert yaml.safe_load((resumed / "config.yaml").read_text())["model"]["init_args"]["lr"] == 0.5
+
+
+def test_a_checkpoint_of_another_network(run, capsys):
+    last = run("fit", "--run.name=toy") / "checkpoints/last.ckpt"
+    Path("wide.yaml").write_text("model: {class_path: tests.cli.toy.WideModel}")
+    run("fit", "--config=wide.yaml", f"--ckpt_path={last}", "--trainer.max_epochs=3", code=2)
+    assert "The checkpoint does not fit the model: " in capsys.readouterr().err
+
+
 def test_fast_dev_run_leaves_nothing(run):
     assert run("fit", "--trainer.fast_dev_run=true") is None
     assert not Path("runs").exists()

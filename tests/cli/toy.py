@@ -103,3 +103,11 @@ class ToyData(LightningDataModule):
         return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=self.batch_size)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = loader
+
+
+class WideModel(ToyModel):
+    """A model that ToyModel's checkpoints do not fit."""
+
+    def __init__(self, lr: float = 0.1, width: int = 2, broken: bool = False):
+        super().__init__(lr, width, broken)
+        self.more = nn.Linear(2, 2)

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
-from lightning_tuning import compose
+from lightning_tuning import RDropMixin, compose
 
 from .settings import ROWS, Setting
 
@@ -45,17 +45,17 @@ class Host(pl.LightningModule):
 
 
 class HalvesHost(Host):
-    """Treats the second half of a batch otherwise: what dropout is to R-Drop, without randomness."""
+    """Treats the second half of a doubled batch otherwise: what dropout is to R-Drop, without randomness."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.training and self._rdrop_doubled:
             x = torch.cat([x[: len(x) // 2], 1.5 * x[len(x) // 2 :]])
         return self.net(x)
 
 
 NETS = {row: compose(Host, *mixins, name=f"Net_{row}") for row, (mixins, _) in ROWS.items()}
 EXACT_NETS = {
-    row: compose(HalvesHost if row == "rdrop" else Host, *mixins, name=f"Exact_{row}")
+    row: compose(HalvesHost if RDropMixin in mixins else Host, *mixins, name=f"Exact_{row}")
     for row, (mixins, setting) in ROWS.items()
     if setting.exact
 }

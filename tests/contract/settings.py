@@ -47,15 +47,23 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
 }
 
-STACK = Setting(
-    on={name: value for setting in SETTINGS.values() for name, value in setting.on.items()},
-    streams=True,
-    exact=all(setting.exact for setting in SETTINGS.values()),
-    terms=tuple(term for setting in SETTINGS.values() for term in setting.terms),
-)
-"""All of them together."""
+
+def stacked(mixins: tuple[type[TuningMixin], ...]) -> Setting:
+    """The setting of several techniques together."""
+    settings = [SETTINGS[m] for m in mixins]
+    return Setting(
+        on={name: value for setting in settings for name, value in setting.on.items()},
+        streams=any(setting.streams for setting in settings),
+        exact=all(setting.exact for setting in settings),
+        terms=tuple(term for setting in settings for term in setting.terms),
+    )
+
+
+STACK = stacked(TECHNIQUES)
+EXACT = tuple(m for m in TECHNIQUES if SETTINGS[m].exact)
 
 ROWS: dict[str, tuple[tuple[type[TuningMixin], ...], Setting]] = {
     **{mixin.stem: ((mixin,), setting) for mixin, setting in SETTINGS.items()},
-    "stack": (tuple(TECHNIQUES), STACK),
+    "stack": (TECHNIQUES, STACK),
+    "exact_stack": (EXACT, stacked(EXACT)),
 }

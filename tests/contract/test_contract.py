@@ -11,13 +11,21 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_tuning.callbacks.exact_resume import ExactResume
+from lightning_tuning import ExactResume, compose
 from lightning_tuning.errors import CompositionError
 from lightning_tuning.mixins import STAGES, TECHNIQUES
 from lightning_tuning.mixins.composition import own_arguments
 
 from .nets import NETS, Host, assert_equal_state, loaders, make, trainer
 from .settings import ROWS, SETTINGS
+
+
+class Silent(Host):
+    """A host without hyper-parameters."""
+
+    def save_hyperparameters(self, *args, **kwargs):
+        pass
+
 
 every_row = pytest.mark.parametrize("row", ROWS)
 STEPS = 8  # of 2 epochs of 32 samples in batches of 8
@@ -96,6 +104,17 @@ def test_checkpoints_load_without_executing_code(row, tmp_path):
     x = torch.randn(5, 6)
     assert torch.equal(loaded.eval()(x), net.eval()(x))
     assert loaded.tuning_settings() == net.tuning_settings() == {**setting.on, **loaded.tuning_settings()}
+
+
+@every_row
+def test_a_host_that_saves_no_hyperparameters_keeps_the_settings(row, tmp_path):
+    mixins, setting = ROWS[row]
+    net = compose(Silent, *mixins, name="Net")(**setting.on)
+    fit_epochs(net, setting, tmp_path, 1).save_checkpoint(tmp_path / "a.ckpt")
+    loaded = type(net).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert loaded.tuning_settings() == net.tuning_settings()
+    x = torch.randn(5, 6)
+    assert torch.equal(loaded.eval()(x), net.eval()(x))
 
 
 @every_row

@@ -43,3 +43,32 @@ def test_two_ranks_are_one_process(row, accumulate, tmp_path):
         one = trainer(tmp_path, precision="64-true", accumulate_grad_batches=accumulate, gradient_clip_val=0.5)
         one.fit(net, loaders(setting, 8, 32, torch.float64))
         assert_close(rank0, dict(net.state_dict()))
+
+
+class RankTerms(pl.Callback):
+    """Records another value on each rank, and keeps the mean over the epoch that is logged."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.log_term("rank", torch.tensor(float(trainer.global_rank)))
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save(trainer.callback_metrics["train/rank_epoch"], self.folder / f"term{trainer.global_rank}.pt")
+
+
+def test_the_epoch_mean_of_a_term_is_that_of_all_ranks(tmp_path):
+    made = trainer(tmp_path, strategy="ddp_fork", devices=2, max_epochs=1, callbacks=[RankTerms(tmp_path)])
+    made.fit(make("l1"), loaders(ROWS["l1"][1], 8))
+    assert [torch.load(tmp_path / f"term{rank}.pt").item() for rank in (0, 1)] == [0.5, 0.5]
+
+
+def test_a_forked_fit_leaves_its_teacher_to_the_main_process(tmp_path):
+    net = make("ema_teacher")
+    trainer(tmp_path, strategy="ddp_fork", devices=2).fit(net, loaders(ROWS["ema_teacher"][1], 8))
+    x = torch.randn(5, 6)
+    answer = net.eval()(x)
+    assert int(net.ema_teacher_updates) == 4
+    assert torch.equal(answer, net.ema_teacher(x))
+    assert not torch.equal(answer, net.net(x))

@@ -104,9 +104,9 @@ def test_evaluation_batches_hold_the_part_in_order(digits, image_size):
         x, y = (torch.cat(parts) for parts in zip(*loader, strict=True))
         torch.testing.assert_close(x, reference(datamodule, indices), atol=1e-5, rtol=1e-5)
         assert y.tolist() == load_digits().target[indices].tolist()
-    one_x, one_y = loaders["val"].dataset[3]
-    assert one_x.shape == (1, image_size, image_size)
-    assert one_y == load_digits().target[datamodule.val_indices[3]]
+    one_x, one_y = loaders["val"].dataset[np.array([3])]
+    assert one_x.shape == (1, 1, image_size, image_size)
+    assert one_y.tolist() == [load_digits().target[datamodule.val_indices[3]]]
 
 
 def test_training_images_have_mean_0_and_standard_deviation_1(digits):

@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_tuning.data import DigitsDataModule
+from lightning_tuning.errors import InvalidValueError
 
 
 def data(num_workers, **kwargs):
@@ -118,3 +119,10 @@ def test_two_processes_share_the_batches_and_resume(recorder, tmp_path, num_work
         assert len(whole[rank]) == 10
         assert first[rank] + second[rank] == whole[rank]
     assert not set(whole[0]) & set(whole[1])
+
+
+def test_a_resume_with_other_labels_is_refused(recorder, tmp_path):
+    fit(recorder(), data(0), tmp_path, max_epochs=1).save_checkpoint(tmp_path / "one.ckpt")
+    other = DigitsDataModule(num_labels=40, seed=1234, steps_per_epoch=5)
+    with pytest.raises(InvalidValueError, match=r"this one 1234\. Write --seed_everything="):
+        fit(recorder(), other, tmp_path, tmp_path / "one.ckpt", max_epochs=2)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DistributedSampler, SequentialSampler
 
-from lightning_tuning.data import FixedSampler, KeyedSampler, Stream
+from lightning_tuning.data import EvalSampler, FixedSampler, KeyedSampler, Stream
 from lightning_tuning.data.hashing import hashes
 
 POOL = np.array([3, 14, 15, 92, 65, 35, 89])
@@ -97,3 +97,28 @@ def test_hashes_stay_the_same_for_ever():
 def test_hashes_differ_in_every_argument():
     keys = [(7, "order"), (7, "Order"), (8, "order"), (7, "order", 1), (7, "order", 0, 1), (0, "order"), (7, "")]
     assert len({int(hashes(1, *key)[0]) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 9, 17])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_evaluation_sees_each_sample_once_and_all_ranks_have_as_many_batches(size, batch_size, ranks):
+    samplers = [EvalSampler(size, batch_size, ranks, rank) for rank in range(ranks)]
+    batches = [list(sampler) for sampler in samplers]
+    assert {len(b) for b in batches} == {len(samplers[0])}
+    assert all(1 <= len(positions) <= batch_size for b in batches for positions in b)
+    seen = np.concatenate([positions for b in batches for positions in b])
+    assert set(seen.tolist()) == set(range(size))
+    if batch_size > 1 and size >= ranks:
+        assert len(seen) == size
+
+
+def test_the_order_is_of_the_epoch():
+    """The augmentation's seeds differ anyway, so this has to be asked of the images themselves."""
+    sampler = KeyedSampler([Stream("labeled", np.arange(50), 50)], steps=1, seed=0)
+    orders = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        orders.append(next(iter(sampler))[0].indices)
+    assert not np.array_equal(*orders)
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))

@@ -155,3 +155,13 @@ def test_an_interrupted_epoch_is_forgotten_by_the_next_fit():
         fit(net, batches(3), callbacks=[BreaksOff()])
     trainer = fit(net, batches(3))
     assert trainer.callback_metrics["train/value_epoch"].item() == pytest.approx(np.mean(VALUES[:3]))
+
+
+def test_the_mean_of_a_cpu_scalar_is_logged_on_the_modules_device():
+    """NCCL cannot reduce a CPU tensor."""
+    logged = {}
+    net = Net()
+    net.log = lambda name, value, **kwargs: logged.update({name: value})
+    net.log_term("share", torch.tensor(0.5))
+    term_log(net.to("meta")).hand_over_epoch(net)
+    assert logged["train/share_epoch"].device.type == "meta"

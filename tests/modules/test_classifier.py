@@ -312,3 +312,20 @@ def test_a_network_with_the_wrong_number_of_logits():
 def test_a_batch_that_is_no_pair(batch):
     with pytest.raises(InvalidValueError, match=r"it must be \(x, target, \.\.\.\) or \{'labeled': \(x"):
         identity().unpack_batch(batch)
+
+
+def test_a_late_label_out_of_range_is_named():
+    x, ids = torch.randn(48, 4), torch.zeros(48, dtype=torch.long)
+    ids[40] = 12
+    model = Classifier(network=nn.Linear(4, 3), num_classes=3)
+    with pytest.raises(InvalidValueError, match=r"A batch has labels from 0 to 12; model\.num_classes is 3"):
+        trainer(max_epochs=1).fit(model, loader(x, ids))
+
+
+def test_a_broken_off_validation_leaves_nothing(logits_and_ids):
+    logits, ids = logits_and_ids
+    model, made = identity(), trainer()
+    before = made.validate(model, loader(logits, ids), verbose=False)
+    with pytest.raises(InvalidValueError):
+        made.validate(model, loader(logits, torch.cat([ids[:-1], torch.tensor([99])])), verbose=False)
+    assert trainer().validate(model, loader(logits, ids), verbose=False) == before

@@ -174,3 +174,15 @@ def test_an_argument_of_an_inactive_technique_is_kept_but_not_carried():
     assert type(model) is ImageClassifier
     assert model.hparams["sam_eta"] == 0.5
     assert not hasattr(model, "sam_eta")
+
+
+class Preset(ImageClassifier):
+    """Sets a technique from within, which is too late."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(mixup_alpha=0.2, **kwargs)
+
+
+def test_a_technique_set_by_a_subclass_is_refused():
+    with pytest.raises(CompositionError, match=r"Preset\.__init__ passes mixup_alpha on to ImageClassifier, but"):
+        Preset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -73,18 +74,22 @@ class EMATeacherMixin(TuningMixin):
     def configure_model(self) -> None:
         """Copies the student. Not done in ``__init__``: weights loaded later would miss the teacher."""
         super().configure_model()
+        self._make_teacher()
+
+    def _make_teacher(self) -> None:
         if self.ema_teacher_decay is None or self._teacher is not None:
             return
         self.ema_teacher = copy.deepcopy(self).requires_grad_(False).eval()
         self.register_buffer("ema_teacher_updates", torch.zeros((), dtype=torch.long))
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint of a run without a teacher: the teacher starts as its student."""
-        super().on_load_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]
-        if self._teacher is not None and "ema_teacher_updates" not in state:
-            state.update({f"ema_teacher.{name}": value.clone() for name, value in state.items()})
-            state["ema_teacher_updates"] = torch.zeros((), dtype=torch.long)
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A state with a teacher makes one (ddp_spawn's main process has none yet); one without starts it anew."""
+        if "ema_teacher_updates" in state_dict:
+            self._make_teacher()
+        elif self._teacher is not None:
+            teacher = {f"ema_teacher.{name}": value for name, value in state_dict.items()}
+            state_dict = {**state_dict, **teacher, "ema_teacher_updates": torch.zeros((), dtype=torch.long)}
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_tuning.errors import InvalidValueError
@@ -9,7 +10,7 @@ from lightning_tuning.errors import InvalidValueError
 
 def has_streams(batch: Any) -> bool:
     """Whether it is a batch ``{"labeled": ..., "unlabeled": ...}``."""
-    return isinstance(batch, dict) and {"labeled", "unlabeled"} <= batch.keys()
+    return isinstance(batch, Mapping) and {"labeled", "unlabeled"} <= batch.keys()
 
 
 def labeled_part(batch: Any) -> Any:
@@ -28,7 +29,7 @@ def split_streams(batch: Any, technique: str) -> tuple[Any, Any]:
         InvalidValueError: The batch is not such a dict.
     """
     if not has_streams(batch):
-        came = f"a dict with the keys {sorted(batch)}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
+        came = f"a dict with the keys {sorted(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise InvalidValueError(
             f'{technique} needs batches {{"labeled": ..., "unlabeled": ...}}, but got {came}. Return such a dict of '
             "loaders from train_dataloader, or set unlabeled_batch_size of a datamodule of lightning_tuning."
@@ -46,7 +47,7 @@ def weak_and_strong(unlabeled: Any, technique: str) -> tuple[Any, Any]:
     Raises:
         InvalidValueError: The two views are not there.
     """
-    if isinstance(unlabeled, dict) and {"weak", "strong"} <= unlabeled.keys():
+    if isinstance(unlabeled, Mapping) and {"weak", "strong"} <= unlabeled.keys():
         return unlabeled["weak"], unlabeled["strong"]
     if isinstance(unlabeled, (tuple, list)) and len(unlabeled) == 2:
         return unlabeled[0], unlabeled[1]

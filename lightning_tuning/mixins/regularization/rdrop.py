@@ -56,7 +56,9 @@ class RDropMixin(TuningMixin):
         loss = super().compute_loss(logits, target)
         if not self._rdrop_doubled:
             return loss
-        divergence = symmetric_kl_divergence(*logits.chunk(2))
+        # Positions that the loss ignores (id -100) are not pulled together either.
+        counts = None if target.is_floating_point() else target.chunk(2)[0] >= 0
+        divergence = symmetric_kl_divergence(*logits.chunk(2), counts)
         self.log_term("rdrop", divergence)
         return loss + self.rdrop_weight * divergence
 

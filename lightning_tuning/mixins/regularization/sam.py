@@ -57,10 +57,19 @@ class SAMMixin(TuningMixin):
         self._sam_climbed = False
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        if self.sam_rho != 0 and not self._sam_climbed:
+        if self.sam_rho != 0 and not self._sam_climbed and self._will_step:
             # A shallow copy: a host that exchanges items of its batch must find them in the second pass again.
             self._sam_window.append((copy.copy(batch), batch_idx, get_rng_state(self.device)))
         return super().training_step(batch, batch_idx)
+
+    @property
+    def _will_step(self) -> bool:
+        """False in the passes without backward in which StochasticWeightAveraging renews batch norm's statistics."""
+        return self._trainer is not None and not self._trainer.fit_loop._skip_backward
+
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
+        self._sam_window.clear()  # a fit may end within a window
 
     def on_before_zero_grad(self, optimizer: Optimizer) -> None:
         """A window begins: with the gradients of one that was broken off go its batches."""
@@ -80,7 +89,7 @@ class SAMMixin(TuningMixin):
             loss = closure()
             stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
             climbing = [(n, p) for n, p in self.named_parameters() if p.grad is not None and id(p) in stepped]
-            if climbing:  # none where training_step skipped the whole window
+            if climbing and self._sam_window:  # none where training_step skipped the whole window
                 with self._climb(climbing):
                     optimizer.zero_grad()
                     self._second_pass(optimizer)

@@ -126,3 +126,18 @@ def test_a_negative_weight():
     with pytest.raises(InvalidValueError) as caught:
         Net(rdrop_weight=-1)
     assert str(caught.value) == "rdrop_weight is -1; it must be a number in [0, inf)."
+
+
+def test_positions_that_the_loss_ignores_are_not_pulled_together():
+    logits = torch.randn(4, 3, 5, requires_grad=True)
+    target = torch.randint(3, (4, 5))
+    target[:, 3:] = -100
+    net = type("Net", (RDropMixin, Tiny), {})(rdrop_weight=2.0)
+    net._rdrop_doubled = True
+    net.compute_loss(logits, target).backward()
+    assert torch.equal(logits.grad[:, :, 3:], torch.zeros(4, 3, 2))
+    first, second = (array(part)[:, :, :3].swapaxes(1, 2).reshape(-1, 3) for part in logits.detach().chunk(2))
+    expected = (kl(first, second) + kl(second, first)) / 2
+    from lightning_tuning.mixins.terms import term_log
+
+    assert term_log(net)._last["train/rdrop"].item() == pytest.approx(expected, rel=1e-5)

@@ -246,3 +246,18 @@ def test_a_host_that_exchanges_items_of_its_batch_finds_them_again():
     fit(net, [list(batch) for batch in batches(4)])
     reference(own, [(2 * x, ids) for x, ids in batches(4)], 0.2)
     assert_same(net.network.state_dict(), own.state_dict())
+
+
+class Largest(pl.Callback):
+    size = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.size = max(self.size, len(pl_module._sam_window))
+
+
+def test_passes_without_backward_keep_no_batches():
+    """Lightning's StochasticWeightAveraging renews batch norm's statistics in an epoch of its own."""
+    largest = Largest()
+    averaging = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+    fit(Net(deep(), sam_rho=0.1), batches(6), max_epochs=3, callbacks=[averaging, largest])
+    assert largest.size == 0
