@@ -69,25 +69,25 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if unknown := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
         hint = _did_you_mean(unknown[2], _arguments(unknown[1]))
         return f"{key}{unknown[1].rpartition('.')[2]} has no argument {unknown[2]!r}{hint}"
-    if name := re.search(
+    if literal := re.search(
         r"Expected a typing\.Literal\[([^\]]*)\]\n[^\n]*import path.*?Given value: (\w+)$", message, re.S | re.M
     ):
-        names = re.findall(r"'([^']*)'", name[1])
-        where = ".".join(re.findall(r'Parser key "([\w.]+)"', message[: name.start()]))
-        hint = _did_you_mean(name[2], names)
-        return f"{where} is {name[2]!r}{hint} It must be one of {', '.join(names)}, or the class path of another."
+        names = re.findall(r"'([^']*)'", literal[1])
+        where = ".".join(re.findall(r'Parser key "([\w.]+)"', message[: literal.start()]))
+        hint = _did_you_mean(literal[2], names)
+        return f"{where} is {literal[2]!r}{hint} It must be one of {', '.join(names)}, or the class path of another."
     if unknown := re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message):
         return _unknown_option(unknown[1] or unknown[2], parser)
     if unknown := re.search(r"Expected a dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", text):
         name = unknown[1] or unknown[2]
         hint = _did_you_mean(name, _class_names())
         return f"{key}there is no class {name!r}{hint} A class of yours is written with its module: my_module.{name}"
-    if foreign := re.search(r"Import path (\S+) does not correspond to a subclass", message):
-        if _is_pytorch_lightning(foreign[1]):
-            return (
-                f"{key}{foreign[1]} comes from the package pytorch_lightning, which does not mix with lightning.pytorch. "
-                "Write `import lightning.pytorch as pl` instead of `import pytorch_lightning as pl` in its file."
-            )
+    foreign = re.search(r"Import path (\S+) does not correspond to a subclass", message)
+    if foreign and _is_pytorch_lightning(foreign[1]):
+        return (
+            f"{key}{foreign[1]} comes from the package pytorch_lightning, which does not mix with lightning.pytorch. "
+            "Write `import lightning.pytorch as pl` instead of `import pytorch_lightning as pl` in its file."
+        )
     if choice := re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message):
         names = re.findall(r"\w+", choice[2])
         hint = _did_you_mean(choice[1], names)

@@ -149,10 +149,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Refuse to go on with other labels than the checkpoint's run had."""
         trainer = self.trainer
-        if state_dict["seed"] != self.effective_seed and trainer is not None and trainer.state.fn == "fit":
+        seed = state_dict["seed"]
+        if seed != self.effective_seed and trainer is not None and trainer.state.fn == "fit":
             raise InvalidValueError(
-                f"The checkpoint's run used seed {state_dict['seed']} for its labels and their order, this one "
-                f"{self.effective_seed}. Write --seed_everything={state_dict['seed']} or --data.seed={state_dict['seed']}."
+                f"The checkpoint's run used seed {seed} for its labels and order, this one {self.effective_seed}. "
+                f"Write --seed_everything={seed} or --data.seed={seed}."
             )
 
     def _check_sizes(self, num_images: int) -> None:

@@ -96,13 +96,13 @@ class KeyedSampler(DistributedSampler):
         return Keys(indices[share].reshape(shape), seeds[share].reshape(shape))
 
 
-class EvalSampler(DistributedSampler, SequentialSampler):  # type: ignore[misc]
+class EvalSampler(DistributedSampler, SequentialSampler):
     """Yields the positions of whole evaluation batches, every position once over all ranks.
 
     PyTorch's own distributed sampler repeats samples until the ranks have equally many, and metrics count those twice.
     Here the ranks' shares differ by one sample at most, and all have the same number of batches: DDP communicates in
-    each of them. Use it with ``DataLoader(batch_size=None)``. It is a ``DistributedSampler`` and a ``SequentialSampler``
-    so that the Trainer keeps it, with ``overfit_batches`` too.
+    each of them. Use it with ``DataLoader(batch_size=None)``. It is a ``DistributedSampler`` and a
+    ``SequentialSampler`` so that the Trainer keeps it, with ``overfit_batches`` too.
 
     Args:
         size: Number of samples, at least ``num_replicas``.
@@ -123,7 +123,7 @@ class EvalSampler(DistributedSampler, SequentialSampler):  # type: ignore[misc]
         largest_share = -(-size // num_replicas)
         self.batches = -(-largest_share // batch_size)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[override]
         share = np.arange(len(self.dataset))[self.rank :: self.num_replicas]  # type: ignore[arg-type]
         if len(share) < self.batches:  # batches of one sample, or fewer samples than ranks: no batch may be empty
             share = np.append(share, len(self.dataset) - 1)  # type: ignore[arg-type]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .precision import at_least_float32_dtype
 
 
-def l1_norm(parameters: list[Tensor]) -> Tensor:
+def l1_norm(parameters: Sequence[Tensor]) -> Tensor:
     """Sum of the absolute values of all parameters; its gradient is sign(w), and 0 at w = 0.
 
     Args:
@@ -21,4 +23,4 @@ def l1_norm(parameters: list[Tensor]) -> Tensor:
         >>> l1_norm([torch.tensor([1.0, -2.0]), torch.tensor([[3.0]])])
         tensor(6.)
     """
-    return torch.stack(torch._foreach_norm(parameters, 1, at_least_float32_dtype(parameters[0]))).sum()
+    return torch.stack(torch._foreach_norm(list(parameters), 1, at_least_float32_dtype(parameters[0]))).sum()

@@ -100,7 +100,8 @@ def _sigint():
 def test_ctrl_c(run, capsys):
     folder = run("fit", f"{MODEL}Interrupted", code=130)
     assert (folder / "curves.png").is_file()
-    hint = f"Interrupted after step 4. Continue from the last epoch's end with --ckpt_path={folder}/checkpoints/last.ckpt\n"
+    last = folder / "checkpoints" / "last.ckpt"
+    hint = f"Interrupted after step 4. Continue from the last epoch's end with --ckpt_path={last}\n"
     assert capsys.readouterr().err.endswith(hint)
 
 

@@ -41,7 +41,8 @@ class L1Mixin(TuningMixin):
         weights = [p for p in self.trainable_parameters() if p.ndim >= 2]
         if not weights:
             raise MisconfigurationException(
-                "L1Mixin found no trainable parameter of two or more dimensions, so it would do nothing. Write l1_weight=0."
+                "L1Mixin found no trainable parameter of two or more dimensions, so it would do nothing. "
+                "Write l1_weight=0."
             )
         penalty = l1_norm(weights)
         self.log_term("l1", penalty)

@@ -58,7 +58,8 @@ class RDropMixin(TuningMixin):
             return loss
         # Positions that the loss ignores (id -100) are not pulled together either.
         counts = None if target.is_floating_point() else target.chunk(2)[0] >= 0
-        divergence = symmetric_kl_divergence(*logits.chunk(2), counts)
+        first, second = logits.chunk(2)
+        divergence = symmetric_kl_divergence(first, second, counts)
         self.log_term("rdrop", divergence)
         return loss + self.rdrop_weight * divergence
 
