@@ -80,6 +80,20 @@ class TuningMixin(LightningModule):
         """The parameters that training changes: without frozen ones and without a teacher's."""
         return [p for p in self.parameters() if p.requires_grad]
 
+    def penalized_parameters(self) -> dict[str, nn.Parameter]:
+        """What the penalties on weights act on, by name: the trainable parameters with two or more dimensions, so
+        neither biases nor the scales of norm layers.
+
+        Looked up at each step: callbacks freeze, unfreeze and add parameters.
+        """
+        weights = {name: p for name, p in self.named_parameters() if p.requires_grad and p.ndim >= 2}
+        if not weights:
+            raise MisconfigurationException(
+                f"{self._host_name} has no trainable parameter of two or more dimensions, so there is nothing that a "
+                "penalty on weights could act on. Unfreeze a layer, or set the penalty's weight to 0."
+            )
+        return weights
+
     def log_term(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
         """Record a scalar of this step as ``train/<name>``: it is logged at the Trainer's logging steps, and its mean
         over the epoch as ``train/<name>_epoch``.

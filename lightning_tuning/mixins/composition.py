@@ -173,7 +173,7 @@ def _check_hidden_names(hosts: list) -> None:
 
 OWN_NAMES = (
     *("stem", "stage", "off", "needs", "sharded", "is_on", "active_techniques", "tuning_settings"),
-    *("trainable_parameters", "class_count", "pseudo_logits"),
+    *("trainable_parameters", "penalized_parameters", "class_count", "pseudo_logits"),
 )
 
 

@@ -362,7 +362,10 @@ def test_manual_optimization():
     fit(net(sam_rho=0.0, l1_weight=0.0), batches(1))
 
 
-@pytest.mark.parametrize("name", ["stem", "stage", "needs", "trainable_parameters", "class_count", "pseudo_logits"])
+@pytest.mark.parametrize(
+    "name",
+    ["stem", "stage", "needs", "trainable_parameters", "penalized_parameters", "class_count", "pseudo_logits"],
+)
 def test_a_name_of_the_host_that_the_mixins_would_hide(name):
     host = type("Model", (Tiny,), {name: lambda self: []})
     assert refused("Net", SAMMixin, host) == (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from lightning_tuning.errors import check_range
 from lightning_tuning.functional import l1_norm
 from lightning_tuning.mixins.base import TuningMixin, add_to_loss
@@ -38,12 +36,6 @@ class L1Mixin(TuningMixin):
         output = super().training_step(batch, batch_idx)
         if self.l1_weight == 0 or output is None:
             return output
-        weights = [p for p in self.trainable_parameters() if p.ndim >= 2]
-        if not weights:
-            raise MisconfigurationException(
-                "L1Mixin found no trainable parameter of two or more dimensions, so it would do nothing. "
-                "Write l1_weight=0."
-            )
-        penalty = l1_norm(weights)
+        penalty = l1_norm([*self.penalized_parameters().values()])
         self.log_term("l1", penalty)
         return add_to_loss(output, self.l1_weight * penalty)

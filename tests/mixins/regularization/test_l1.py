@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from lightning_tuning import EMATeacherMixin, L1Mixin
 from lightning_tuning.errors import InvalidValueError
 from tests.mixins.tiny import Tiny, batches, convolution, deep, fit
@@ -106,20 +104,3 @@ def test_a_negative_weight():
     with pytest.raises(InvalidValueError) as caught:
         Net(l1_weight=-1e-3)
     assert str(caught.value) == "l1_weight is -0.001; it must be a number in [0, inf)."
-
-
-class Flat(Tiny):
-    """Has no parameter of two dimensions."""
-
-    def __init__(self):
-        super().__init__(torch.nn.BatchNorm1d(4))
-
-    def forward(self, x):
-        return self.network(x)[:, :3]
-
-
-def test_a_host_without_weights_is_refused():
-    with pytest.raises(
-        MisconfigurationException, match="L1Mixin found no trainable parameter of two or more dimensions"
-    ):
-        fit(type("Net", (L1Mixin, Flat), {})(), batches(1))
