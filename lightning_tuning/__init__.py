@@ -30,6 +30,7 @@ _HOME = {
         "RDropMixin",
         "LabelSmoothingMixin",
         "L1Mixin",
+        "L2Mixin",
     ),
     "callbacks": ("ExactResume", "GradientNorm", "MonitorCheck"),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier"),

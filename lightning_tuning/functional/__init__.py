@@ -3,7 +3,7 @@
 from .averaging import ModuleAverage, ema_decay, ema_update_
 from .divergence import kl_divergence, symmetric_kl_divergence
 from .mixing import mix, sample_beta
-from .penalty import l1_norm
+from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, global_norm, sam_ascent
 from .pseudo_label import fixmatch_loss
 from .rng import RngState, get_rng_state, set_rng_state
@@ -19,6 +19,8 @@ __all__ = [
     "fixmatch_loss",
     "get_rng_state",
     "global_norm",
+    "half_squared_distance",
+    "half_squared_norm",
     "kl_divergence",
     "l1_norm",
     "mix",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from .precision import at_least_float32_dtype
 
 
-def l1_norm(parameters: Sequence[Tensor]) -> Tensor:
+def l1_norm(parameters: list[Tensor]) -> Tensor:
     """Sum of the absolute values of all parameters; its gradient is sign(w), and 0 at w = 0.
 
     Args:
@@ -23,4 +21,41 @@ def l1_norm(parameters: Sequence[Tensor]) -> Tensor:
         >>> l1_norm([torch.tensor([1.0, -2.0]), torch.tensor([[3.0]])])
         tensor(6.)
     """
-    return torch.stack(torch._foreach_norm(list(parameters), 1, at_least_float32_dtype(parameters[0]))).sum()
+    return _norms(parameters, 1).sum()
+
+
+def half_squared_norm(parameters: list[Tensor]) -> Tensor:
+    """Half the sum of the squares of all parameters; its gradient is w.
+
+    Args:
+        parameters: Tensors of any shapes on one device, at least one. They may be of half precision.
+
+    Returns:
+        A float32 (or float64) scalar, differentiable.
+
+    Example:
+        >>> half_squared_norm([torch.tensor([1.0, -2.0]), torch.tensor([[3.0]])])
+        tensor(7.)
+    """
+    return 0.5 * _norms(parameters, 2).square().sum()
+
+
+def half_squared_distance(parameters: list[Tensor], others: list[Tensor]) -> Tensor:
+    """Half the sum of the squared differences; its gradient with respect to the parameters is w - w'.
+
+    Args:
+        parameters: Tensors of any shapes on one device, at least one. They may be of half precision.
+        others: As many tensors of the same shapes on the same device.
+
+    Returns:
+        A float32 (or float64) scalar, differentiable.
+
+    Example:
+        >>> half_squared_distance([torch.tensor([1.0, -2.0])], [torch.tensor([1.0, 2.0])])
+        tensor(8.)
+    """
+    return half_squared_norm(list(torch._foreach_sub(parameters, others)))
+
+
+def _norms(parameters: list[Tensor], order: int) -> Tensor:
+    return torch.stack(torch._foreach_norm(parameters, order, at_least_float32_dtype(parameters[0])))

@@ -5,6 +5,7 @@ from .composition import STAGES, compose
 from .consistency.ema_teacher import EMATeacherMixin
 from .consistency.fixmatch import FixMatchMixin
 from .regularization.l1 import L1Mixin
+from .regularization.l2 import L2Mixin
 from .regularization.label_smoothing import LabelSmoothingMixin
 from .regularization.mixup import MixupMixin
 from .regularization.rdrop import RDropMixin
@@ -18,6 +19,7 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     RDropMixin,
     LabelSmoothingMixin,
     L1Mixin,
+    L2Mixin,
 )
 """Every technique, in stage order: tests, tables and ``lightning-tuning list`` go through it."""
 
@@ -27,6 +29,7 @@ __all__ = [
     "EMATeacherMixin",
     "FixMatchMixin",
     "L1Mixin",
+    "L2Mixin",
     "LabelSmoothingMixin",
     "MixupMixin",
     "RDropMixin",

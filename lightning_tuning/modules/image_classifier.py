@@ -6,6 +6,7 @@ from lightning_tuning.mixins import (
     EMATeacherMixin,
     FixMatchMixin,
     L1Mixin,
+    L2Mixin,
     LabelSmoothingMixin,
     MixupMixin,
     RDropMixin,
@@ -15,7 +16,15 @@ from lightning_tuning.mixins import (
 from .classifier import Classifier
 from .lean import Lean
 
-_SUPERVISED = (SAMMixin, EMATeacherMixin, MixupMixin, RDropMixin, LabelSmoothingMixin, L1Mixin)
+_SUPERVISED = (
+    SAMMixin,
+    EMATeacherMixin,
+    MixupMixin,
+    RDropMixin,
+    LabelSmoothingMixin,
+    L1Mixin,
+    L2Mixin,
+)
 
 
 class ImageClassifier(Classifier, metaclass=Lean, techniques=_SUPERVISED):

@@ -10,6 +10,7 @@ from lightning_tuning.mixins import (
     EMATeacherMixin,
     FixMatchMixin,
     L1Mixin,
+    L2Mixin,
     LabelSmoothingMixin,
     MixupMixin,
     RDropMixin,
@@ -45,6 +46,7 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     RDropMixin: Setting({"rdrop_weight": 0.8}, terms=("train/rdrop",)),
     LabelSmoothingMixin: Setting({"label_smoothing_epsilon": 0.15}),
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
+    L2Mixin: Setting({"l2_weight": 1e-2}, terms=("train/l2",)),
 }
 
 

@@ -12,7 +12,8 @@ from lightning_tuning.mixins.base import TuningMixin, add_to_loss
 class L1Mixin(TuningMixin):
     """Adds ``l1_weight * sum |w|`` to the loss (Tibshirani, 1996), which drives weights to zero.
 
-    Biases and the scales of norm layers are left out: they have fewer than two dimensions.
+    Biases and the scales of norm layers are left out: they have fewer than two dimensions. Together with ``L2Mixin`` it
+    is the elastic net.
 
     Args:
         l1_weight: Factor of the penalty, >= 0; 1e-6 to 1e-4 for a network of 1e5 to 1e7 weights. Off: 0.
