@@ -31,6 +31,7 @@ _HOME = {
         "LabelSmoothingMixin",
         "L1Mixin",
         "L2Mixin",
+        "L2SPMixin",
     ),
     "callbacks": ("ExactResume", "GradientNorm", "MonitorCheck"),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier"),

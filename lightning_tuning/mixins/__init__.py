@@ -6,6 +6,7 @@ from .consistency.ema_teacher import EMATeacherMixin
 from .consistency.fixmatch import FixMatchMixin
 from .regularization.l1 import L1Mixin
 from .regularization.l2 import L2Mixin
+from .regularization.l2sp import L2SPMixin
 from .regularization.label_smoothing import LabelSmoothingMixin
 from .regularization.mixup import MixupMixin
 from .regularization.rdrop import RDropMixin
@@ -20,6 +21,7 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     LabelSmoothingMixin,
     L1Mixin,
     L2Mixin,
+    L2SPMixin,
 )
 """Every technique, in stage order: tests, tables and ``lightning-tuning list`` go through it."""
 
@@ -30,6 +32,7 @@ __all__ = [
     "FixMatchMixin",
     "L1Mixin",
     "L2Mixin",
+    "L2SPMixin",
     "LabelSmoothingMixin",
     "MixupMixin",
     "RDropMixin",

@@ -7,6 +7,7 @@ from lightning_tuning.mixins import (
     FixMatchMixin,
     L1Mixin,
     L2Mixin,
+    L2SPMixin,
     LabelSmoothingMixin,
     MixupMixin,
     RDropMixin,
@@ -24,6 +25,7 @@ _SUPERVISED = (
     LabelSmoothingMixin,
     L1Mixin,
     L2Mixin,
+    L2SPMixin,
 )
 
 

@@ -34,6 +34,7 @@ VARIANTS = {
     "label smoothing": {"label_smoothing_epsilon": 0.1},
     "L1": {"l1_weight": 1e-5},
     "L2": {"l2_weight": 1e-4},
+    "L2-SP": {"l2sp_weight": 0.01},
 }
 
 

@@ -11,6 +11,7 @@ from lightning_tuning.mixins import (
     FixMatchMixin,
     L1Mixin,
     L2Mixin,
+    L2SPMixin,
     LabelSmoothingMixin,
     MixupMixin,
     RDropMixin,
@@ -47,6 +48,7 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     LabelSmoothingMixin: Setting({"label_smoothing_epsilon": 0.15}),
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
     L2Mixin: Setting({"l2_weight": 1e-2}, terms=("train/l2",)),
+    L2SPMixin: Setting({"l2sp_weight": 0.1}, terms=("train/l2sp",)),
 }
 
 
