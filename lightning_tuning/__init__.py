@@ -29,6 +29,7 @@ _HOME = {
         "MixupMixin",
         "RDropMixin",
         "LabelSmoothingMixin",
+        "ConfidencePenaltyMixin",
         "L1Mixin",
         "L2Mixin",
         "L2SPMixin",

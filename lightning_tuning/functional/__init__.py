@@ -2,6 +2,7 @@
 
 from .averaging import ModuleAverage, ema_decay, ema_update_
 from .divergence import kl_divergence, symmetric_kl_divergence
+from .entropy import entropy
 from .mixing import mix, sample_beta
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, global_norm, sam_ascent
@@ -16,6 +17,7 @@ __all__ = [
     "class_probabilities",
     "ema_decay",
     "ema_update_",
+    "entropy",
     "fixmatch_loss",
     "get_rng_state",
     "global_norm",

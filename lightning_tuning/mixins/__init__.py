@@ -4,6 +4,7 @@ from .base import TuningMixin
 from .composition import STAGES, compose
 from .consistency.ema_teacher import EMATeacherMixin
 from .consistency.fixmatch import FixMatchMixin
+from .regularization.confidence_penalty import ConfidencePenaltyMixin
 from .regularization.l1 import L1Mixin
 from .regularization.l2 import L2Mixin
 from .regularization.l2sp import L2SPMixin
@@ -19,6 +20,7 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     MixupMixin,
     RDropMixin,
     LabelSmoothingMixin,
+    ConfidencePenaltyMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
@@ -28,6 +30,7 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
 __all__ = [
     "STAGES",
     "TECHNIQUES",
+    "ConfidencePenaltyMixin",
     "EMATeacherMixin",
     "FixMatchMixin",
     "L1Mixin",

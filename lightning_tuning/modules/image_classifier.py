@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_tuning.mixins import (
+    ConfidencePenaltyMixin,
     EMATeacherMixin,
     FixMatchMixin,
     L1Mixin,
@@ -23,6 +24,7 @@ _SUPERVISED = (
     MixupMixin,
     RDropMixin,
     LabelSmoothingMixin,
+    ConfidencePenaltyMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,

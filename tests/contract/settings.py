@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_tuning.mixins import (
     TECHNIQUES,
+    ConfidencePenaltyMixin,
     EMATeacherMixin,
     FixMatchMixin,
     L1Mixin,
@@ -46,6 +47,7 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     MixupMixin: Setting({"mixup_alpha": 0.5}, exact=False, terms=("train/mixup",)),
     RDropMixin: Setting({"rdrop_weight": 0.8}, terms=("train/rdrop",)),
     LabelSmoothingMixin: Setting({"label_smoothing_epsilon": 0.15}),
+    ConfidencePenaltyMixin: Setting({"confidence_penalty_weight": 0.3}, terms=("train/confidence_penalty",)),
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
     L2Mixin: Setting({"l2_weight": 1e-2}, terms=("train/l2",)),
     L2SPMixin: Setting({"l2sp_weight": 0.1}, terms=("train/l2sp",)),
