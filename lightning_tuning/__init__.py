@@ -30,6 +30,7 @@ _HOME = {
         "RDropMixin",
         "LabelSmoothingMixin",
         "ConfidencePenaltyMixin",
+        "FloodingMixin",
         "L1Mixin",
         "L2Mixin",
         "L2SPMixin",

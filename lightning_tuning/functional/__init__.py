@@ -3,6 +3,7 @@
 from .averaging import ModuleAverage, ema_decay, ema_update_
 from .divergence import kl_divergence, symmetric_kl_divergence
 from .entropy import entropy
+from .flooding import flood
 from .mixing import mix, sample_beta
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, global_norm, sam_ascent
@@ -19,6 +20,7 @@ __all__ = [
     "ema_update_",
     "entropy",
     "fixmatch_loss",
+    "flood",
     "get_rng_state",
     "global_norm",
     "half_squared_distance",

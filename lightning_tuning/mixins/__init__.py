@@ -5,6 +5,7 @@ from .composition import STAGES, compose
 from .consistency.ema_teacher import EMATeacherMixin
 from .consistency.fixmatch import FixMatchMixin
 from .regularization.confidence_penalty import ConfidencePenaltyMixin
+from .regularization.flooding import FloodingMixin
 from .regularization.l1 import L1Mixin
 from .regularization.l2 import L2Mixin
 from .regularization.l2sp import L2SPMixin
@@ -21,6 +22,7 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     RDropMixin,
     LabelSmoothingMixin,
     ConfidencePenaltyMixin,
+    FloodingMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
@@ -33,6 +35,7 @@ __all__ = [
     "ConfidencePenaltyMixin",
     "EMATeacherMixin",
     "FixMatchMixin",
+    "FloodingMixin",
     "L1Mixin",
     "L2Mixin",
     "L2SPMixin",

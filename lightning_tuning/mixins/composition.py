@@ -15,7 +15,7 @@ from lightning_tuning.errors import CompositionError
 if TYPE_CHECKING:
     from .base import TuningMixin
 
-STAGES = ("optimizer", "teacher", "split", "mix", "repeat", "loss")
+STAGES = ("optimizer", "teacher", "split", "mix", "repeat", "loss", "task")
 """Left to right in the class statement. The batch travels right, the loss comes back left."""
 
 

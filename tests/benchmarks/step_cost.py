@@ -33,6 +33,7 @@ VARIANTS = {
     "R-Drop (floor: twice the batch)": {"rdrop_weight": 1.0},
     "label smoothing": {"label_smoothing_epsilon": 0.1},
     "confidence penalty": {"confidence_penalty_weight": 0.1},
+    "flooding": {"flooding_level": 0.05},
     "L1": {"l1_weight": 1e-5},
     "L2": {"l2_weight": 1e-4},
     "L2-SP": {"l2sp_weight": 0.01},

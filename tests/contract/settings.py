@@ -10,6 +10,7 @@ from lightning_tuning.mixins import (
     ConfidencePenaltyMixin,
     EMATeacherMixin,
     FixMatchMixin,
+    FloodingMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
@@ -48,6 +49,8 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     RDropMixin: Setting({"rdrop_weight": 0.8}, terms=("train/rdrop",)),
     LabelSmoothingMixin: Setting({"label_smoothing_epsilon": 0.15}),
     ConfidencePenaltyMixin: Setting({"confidence_penalty_weight": 0.3}, terms=("train/confidence_penalty",)),
+    # |mean - level| is not the mean of |part - level|. The level lies among the losses of the tiny network.
+    FloodingMixin: Setting({"flooding_level": 1.05}, exact=False, terms=("train/flooding", "train/flooding_share")),
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
     L2Mixin: Setting({"l2_weight": 1e-2}, terms=("train/l2",)),
     L2SPMixin: Setting({"l2sp_weight": 0.1}, terms=("train/l2sp",)),
