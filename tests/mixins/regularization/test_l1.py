@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from lightning_tuning import EMATeacherMixin, L1Mixin
 from lightning_tuning.errors import InvalidValueError
 from tests.mixins.tiny import Tiny, batches, convolution, deep, fit
