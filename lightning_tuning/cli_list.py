@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from lightning.pytorch import Callback
 
 from lightning_tuning import callbacks
-from lightning_tuning.mixins import TECHNIQUES, TuningMixin
+from lightning_tuning.mixins import TECHNIQUES
+from lightning_tuning.mixins.composition import own_arguments
 from lightning_tuning.presets import PREFIX, preset_description, preset_names
 
 
@@ -22,17 +23,11 @@ def listing() -> str:
     return "\n\n".join("\n".join([f"{title}:", *lines]) for title, lines in sections.items())
 
 
-def technique_keys(technique: type[TuningMixin]) -> dict[str, object]:
-    """The arguments that a technique adds, with their defaults."""
-    parameters = inspect.signature(technique.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
 def _techniques() -> Iterator[str]:
     for technique in TECHNIQUES:
         yield f"  {technique.__name__} [{technique.stage or 'any stage'}]: {_first_line(technique)}"
         off = ", ".join(f"{name}={value}" for name, value in technique.off.items())
-        keys = ", ".join(f"{name}={value}" for name, value in technique_keys(technique).items())
+        keys = ", ".join(f"{name}={p.default}" for name, p in own_arguments(technique).items())
         yield f"      {keys}; off: {off}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from lightning_tuning.errors import did_you_mean
 from lightning_tuning.presets import PREFIX, preset_path
 
 _NOISE = re.compile(
@@ -67,20 +68,20 @@ def explain(message: str, parser: ArgumentParser) -> str:
     place = re.match(r'Parser key "([\w.]+)"', message)
     key = f"{place[1]}: " if place else ""
     if unknown := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
-        hint = _did_you_mean(unknown[2], _arguments(unknown[1]))
+        hint = did_you_mean(unknown[2], _arguments(unknown[1]))
         return f"{key}{unknown[1].rpartition('.')[2]} has no argument {unknown[2]!r}{hint}"
     if literal := re.search(
         r"Expected a typing\.Literal\[([^\]]*)\]\n[^\n]*import path.*?Given value: (\w+)$", message, re.S | re.M
     ):
         names = re.findall(r"'([^']*)'", literal[1])
         where = ".".join(re.findall(r'Parser key "([\w.]+)"', message[: literal.start()]))
-        hint = _did_you_mean(literal[2], names)
+        hint = did_you_mean(literal[2], names)
         return f"{where} is {literal[2]!r}{hint} It must be one of {', '.join(names)}, or the class path of another."
     if unknown := re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message):
         return _unknown_option(unknown[1] or unknown[2], parser)
     if unknown := re.search(r"Expected a dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", text):
         name = unknown[1] or unknown[2]
-        hint = _did_you_mean(name, _class_names())
+        hint = did_you_mean(name, _class_names())
         return f"{key}there is no class {name!r}{hint} A class of yours is written with its module: my_module.{name}"
     foreign = re.search(r"Import path (\S+) does not correspond to a subclass", message)
     if foreign and _is_pytorch_lightning(foreign[1]):
@@ -90,7 +91,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
         )
     if choice := re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message):
         names = re.findall(r"\w+", choice[2])
-        hint = _did_you_mean(choice[1], names)
+        hint = did_you_mean(choice[1], names)
         return f"There is no subcommand {choice[1]!r}{hint} It comes first and is one of {', '.join(names)}."
     if missing := re.search(r"arguments are required: \w+\.(.*)", message):
         return f"Missing: {missing[1]}. Give a configuration (--config=FILE) or write it, e.g. --model=ImageClassifier"
@@ -122,14 +123,9 @@ def _unknown_option(name: str, parser: ArgumentParser) -> str:
     siblings = [leaf for parent, _, leaf in options if parent == group]
     close = difflib.get_close_matches(last, siblings, n=1)
     hint = (
-        f"; did you mean '{group}.{close[0]}'?" if close and group else _did_you_mean(name, map("".join, options), 0.8)
+        f"; did you mean '{group}.{close[0]}'?" if close and group else did_you_mean(name, map("".join, options), 0.8)
     )
     return f"There is no option {name!r}{hint}"
-
-
-def _did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def _arguments(class_path: str) -> list[str]:

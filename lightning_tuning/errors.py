@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class TuningError(Exception):
     """Base of the errors that the user can mend from the message alone."""
@@ -48,3 +51,37 @@ def check_range(
     if not (above and below):
         interval = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
         raise InvalidValueError(f"{name} is {value!r}; it must be a number in {interval}.")
+
+
+def did_you_mean(name: object, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """How a sentence about an unknown name ends: with the nearest name that exists, if one is near.
+
+    Example:
+        >>> did_you_mean("mixup_alpa", ["mixup_alpha", "sam_rho"])
+        "; did you mean 'mixup_alpha'?"
+        >>> did_you_mean("zzz", ["mixup_alpha"])
+        '.'
+    """
+    close = get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def check_choice(argument: str, value: object, names: Iterable[str], otherwise: str | None = None) -> None:
+    """Raise :class:`InvalidValueError` unless ``value`` is one of ``names``.
+
+    Args:
+        argument: The argument as the user writes it, e.g. ``network``.
+        value: What came.
+        names: The names allowed.
+        otherwise: What is allowed besides a name, e.g. ``an nn.Module``.
+
+    Example:
+        >>> check_choice("network", "resnet19", ["cnn", "resnet18"], "an nn.Module")
+        Traceback (most recent call last):
+        lightning_tuning.errors.InvalidValueError: network is 'resnet19'; did you mean 'resnet18'? \
+It must be one of 'cnn', 'resnet18', or an nn.Module.
+    """
+    names = list(names)
+    if not (isinstance(value, str) and value in names):
+        allowed = ", ".join(map(repr, names)) + (f", or {otherwise}" if otherwise else "")
+        raise InvalidValueError(f"{argument} is {value!r}{did_you_mean(value, names)} It must be one of {allowed}.")

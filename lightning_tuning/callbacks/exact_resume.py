@@ -22,16 +22,16 @@ _STATE_KEY = "exact_resume"
 _HOOKS, _LOADER, _VALIDATION = 0, 1, 2
 
 
-def mix(*counters: int) -> int:
+def hash_counters(*counters: int) -> int:
     """Hash counters to 64 bits: a chain of SplitMix64 output functions (Steele, Lea and Flood, 2014).
 
     Args:
         *counters: Integers from 0 to 2**64 - 1; their order matters.
 
     Example:
-        >>> hex(mix(0))
+        >>> hex(hash_counters(0))
         '0xe220a8397b1dcdaf'
-        >>> mix(1, 2) == mix(2, 1)
+        >>> hash_counters(1, 2) == hash_counters(2, 1)
         False
     """
     state = 0
@@ -149,7 +149,7 @@ class ExactResume(Callback):
         epoch_loop.on_run_start = seeded_on_run_start  # type: ignore[method-assign]
 
     def _reseed(self, *counters: int) -> None:
-        bits = mix(self._key, *counters)
+        bits = hash_counters(self._key, *counters)
         # torch.manual_seed visits every backend, which takes 80 us. Torch and numpy run the same Mersenne twister on 32
         # bits of the seed, so they get different halves.
         torch.default_generator.manual_seed(bits)

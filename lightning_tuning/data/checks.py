@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from numbers import Integral
 
 from lightning_tuning.errors import InvalidValueError
@@ -30,18 +28,3 @@ def check_count(name: str, value: object, low: int, high: int | None = None, *, 
     if not (is_integer and low <= value and (high is None or value <= high)):  # type: ignore[operator]
         limits = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise InvalidValueError(f"{name} is {value!r}; it must be an integer {limits}{' or None' if optional else ''}.")
-
-
-def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Raise :class:`InvalidValueError` unless ``value`` is one of the ``allowed`` names.
-
-    Example:
-        >>> check_choice("augment", "week", ["weak", "strong"])
-        Traceback (most recent call last):
-        lightning_tuning.errors.InvalidValueError: augment is 'week'; did you mean 'weak'? Allowed: 'weak', 'strong'.
-    """
-    names = list(allowed)
-    if value not in names:
-        close = difflib.get_close_matches(str(value), names, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InvalidValueError(f"{name} is {value!r}; {hint}Allowed: {', '.join(map(repr, names))}.")

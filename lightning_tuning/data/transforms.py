@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import albumentations as A
 
-from lightning_tuning.data.checks import check_choice
+from lightning_tuning.errors import check_choice
 
 Transforms = list[A.BasicTransform | A.BaseCompose]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from lightning_tuning.errors import CompositionError, InvalidValueError
+from lightning_tuning.errors import CompositionError, InvalidValueError, did_you_mean
 
 from .composition import check_composition, check_not_pytorch_lightning, hosts_of, own_arguments, techniques_of
 from .terms import term_log
@@ -225,6 +224,6 @@ def _check_arguments(cls: type, kwargs: Mapping[str, Any]) -> None:
 
 def unknown_argument(cls: type, name: str, known: set[str]) -> CompositionError:
     """The error for an argument that does not exist, with the likeliest name that does."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(known))}."
-    return CompositionError(f"{cls.__name__}() has no argument {name!r}; {hint}")
+    hint = did_you_mean(name, known)
+    takes = f" It takes {', '.join(sorted(known))}." if hint == "." else ""
+    return CompositionError(f"{cls.__name__}() has no argument {name!r}{hint}{takes}")

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .names import check_name
+from lightning_tuning.errors import check_choice
 
 LossName = Literal["cross_entropy"]
 
@@ -40,5 +40,5 @@ def build_loss(loss: str | nn.Module) -> nn.Module:
     """
     if isinstance(loss, nn.Module):
         return loss
-    check_name("loss", loss, get_args(LossName), "an nn.Module called with logits [N, C] and ids or probabilities")
+    check_choice("loss", loss, get_args(LossName), "an nn.Module called with logits [N, C] and ids or probabilities")
     return {"cross_entropy": CrossEntropy}[loss]()

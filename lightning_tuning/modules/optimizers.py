@@ -8,9 +8,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from lightning_tuning.errors import InvalidValueError, check_range
-
-from .names import check_name
+from lightning_tuning.errors import InvalidValueError, check_choice, check_range
 
 OptimizerName = Literal["sgd", "rmsprop", "adam", "adamw"]
 
@@ -26,7 +24,7 @@ def check_optimizer(optimizer: object, lr: float, weight_decay: float, momentum:
     check_range("weight_decay", weight_decay)
     check_range("momentum", momentum, 0, 1, open_high=True)
     if not callable(optimizer):
-        check_name(
+        check_choice(
             "optimizer", optimizer, get_args(OptimizerName), "a class path or callable that takes the parameters"
         )
     elif weight_decay > 0:

@@ -9,9 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_tuning.errors import InvalidValueError, check_range
-
-from .names import check_name
+from lightning_tuning.errors import InvalidValueError, check_choice, check_range
 
 ScheduleName = Literal["constant", "step", "exponential", "cosine"]
 
@@ -25,7 +23,7 @@ def check_schedule(schedule: object, warmup_steps: int) -> None:
     """
     check_range("warmup_steps", warmup_steps)
     if not callable(schedule):
-        check_name("schedule", schedule, get_args(ScheduleName), "a class path or callable that takes the optimizer")
+        check_choice("schedule", schedule, get_args(ScheduleName), "a class path or callable that takes the optimizer")
     elif warmup_steps > 0:
         raise InvalidValueError(
             f"warmup_steps is {warmup_steps}, which only a schedule given by name uses; leave it 0 or give one of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from lightning_tuning.errors import InvalidValueError, TuningError
+from lightning_tuning.errors import InvalidValueError, TuningError, did_you_mean
 
 __all__ = ["preset", "preset_names"]
 
@@ -49,8 +48,7 @@ def preset_path(name: str) -> Path:
     """The file of a preset. Raises :class:`InvalidValueError` if there is none of this name."""
     names = preset_names()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {PREFIX}{close[0]}?" if close else "."
+        hint = did_you_mean(f"{PREFIX}{name}", [f"{PREFIX}{other}" for other in names])
         raise InvalidValueError(f"There is no preset {name!r}{hint} Presets: {', '.join(names)}.")
     return _FOLDER / f"{name}.yaml"
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_tuning.callbacks import ExactResume
-from lightning_tuning.callbacks.exact_resume import mix
+from lightning_tuning.callbacks.exact_resume import hash_counters
 from lightning_tuning.errors import InvalidValueError
 
 EPOCHS, BATCHES = 4, 5
@@ -296,7 +296,7 @@ def test_bad_seed(seed: Any) -> None:
 
 def test_mix_spreads_neighbouring_counters() -> None:
     values = np.array(
-        [mix(0, e, b, r) for e, b, r in itertools.product(range(20), range(50), range(4))], dtype=np.uint64
+        [hash_counters(0, e, b, r) for e, b, r in itertools.product(range(20), range(50), range(4))], dtype=np.uint64
     )
     assert len(set(values.tolist())) == len(values)
     assert len({value & 0xFFFFFFFF for value in values.tolist()}) == len(values)

@@ -26,7 +26,7 @@ MODEL = "--model=tests.cli.toy."
         (["--trainer.strategy=dpp"], "invalid strategy name: `strategy='dpp'`"),
         (["--trainer.accelerator=tpu"], "torch_xla"),
         (["--config=none.yaml"], "File does not exist"),
-        (["--config=preset:dpp"], "There is no preset 'dpp'; did you mean preset:ddp? Presets: cpu, ddp, "),
+        (["--config=preset:dpp"], "There is no preset 'dpp'; did you mean 'preset:ddp'? Presets: cpu, ddp, "),
         (
             ["--model=ImageClassifier", "--model.network=resnet81"],
             "model.network is 'resnet81'; did you mean 'resnet18'?",

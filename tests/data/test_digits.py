@@ -265,7 +265,7 @@ def test_attributes_are_known_before_setup():
         ({"eval_batch_size": 0}, "eval_batch_size is 0"),
         ({"seed": -1}, "seed is -1; it must be an integer from 0 to 4294967295 or None"),
         ({"split_seed": 2**32}, "split_seed is 4294967296; it must be an integer from 0 to 4294967295"),
-        ({"augment": "week"}, "augment is 'week'; did you mean 'weak'\\? Allowed: 'none', 'weak', 'strong'"),
+        ({"augment": "week"}, "augment is 'week'; did you mean 'weak'\\? It must be one of 'none', 'weak', 'strong'"),
     ],
 )
 def test_arguments_out_of_range_are_refused_at_once(kwargs, message):

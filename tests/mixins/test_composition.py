@@ -289,7 +289,7 @@ def test_an_argument_like_none():
     with pytest.raises(CompositionError) as caught:
         Net(zzz=1)
     assert str(caught.value) == (
-        "Net() has no argument 'zzz'; it takes lr, momentum, network, rdrop_weight, sam_adaptive, sam_eta, sam_rho."
+        "Net() has no argument 'zzz'. It takes lr, momentum, network, rdrop_weight, sam_adaptive, sam_eta, sam_rho."
     )
 
 
@@ -316,7 +316,7 @@ def test_a_host_without_an_init():
             return None
 
     with pytest.raises(
-        CompositionError, match=r"Net\(\) has no argument 'width'; it takes sam_adaptive, sam_eta, sam_rho"
+        CompositionError, match=r"Net\(\) has no argument 'width'. It takes sam_adaptive, sam_eta, sam_rho"
     ):
         type("Net", (SAMMixin, Initless), {})(width=3)
 

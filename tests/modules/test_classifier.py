@@ -291,7 +291,7 @@ def test_sizes_that_do_not_matter_are_not_compared(network):
     ("arguments", "message"),
     [
         ({"network": "restnet18"}, r"network is 'restnet18'; did you mean 'resnet18'\?"),
-        ({"network": nn.Linear}, r"network is <class .*Linear.*>; it must be one of .* or an nn\.Module"),
+        ({"network": nn.Linear}, r"network is <class .*Linear.*>. It must be one of .* or an nn\.Module"),
         ({"loss": "cross_entrop"}, r"loss is 'cross_entrop'; did you mean 'cross_entropy'\?"),
         ({"num_classes": 1}, r"num_classes is 1; it must be a number in \[2, inf\)"),
         ({"network": nn.Identity(), "num_classes": 0}, r"num_classes is 0"),

@@ -5,9 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.errors import InvalidValueError, check_choice
 from lightning_tuning.modules import Classifier
-from lightning_tuning.modules.names import check_name
 from lightning_tuning.modules.networks import build_network
 from lightning_tuning.modules.networks.basic import ChannelsLast
 from lightning_tuning.modules.networks.wide_resnet import PreActivationBlock
@@ -100,7 +99,7 @@ def test_the_seed_decides_the_weights():
     ("arguments", "message"),
     [
         ({"name": "resnet19"}, r"network is 'resnet19'; did you mean 'resnet18'\? It must be one of 'mlp', 'cnn'"),
-        ({"name": "zzz"}, r"network is 'zzz'; it must be one of 'mlp', 'cnn', 'resnet18', 'wrn_16_2', or an nn.Module"),
+        ({"name": "zzz"}, r"network is 'zzz'. It must be one of 'mlp', 'cnn', 'resnet18', 'wrn_16_2', or an nn.Module"),
         ({"name": "cnn", "num_classes": 1}, r"num_classes is 1; it must be a number in \[2, inf\)"),
         ({"name": "cnn", "in_channels": 0}, r"in_channels is 0"),
         ({"name": "mlp", "image_size": 0}, r"image_size is 0"),
@@ -112,8 +111,8 @@ def test_errors_say_what_to_write(arguments, message):
 
 
 def test_a_value_that_is_no_string_gets_no_guess():
-    with pytest.raises(InvalidValueError, match=r"^network is 3; it must be one of 'cnn', or a module\.$"):
-        check_name("network", 3, ["cnn"], "a module")
+    with pytest.raises(InvalidValueError, match=r"^network is 3. It must be one of 'cnn', or a module\.$"):
+        check_choice("network", 3, ["cnn"], "a module")
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet18", "wrn_16_2"])

@@ -54,7 +54,7 @@ def test_unknown_preset():
     with pytest.raises(InvalidValueError) as caught:
         preset("single-gpu")
     assert str(caught.value).startswith(
-        "There is no preset 'single-gpu'; did you mean preset:single_gpu? Presets: cpu, "
+        "There is no preset 'single-gpu'; did you mean 'preset:single_gpu'? Presets: cpu, "
     )
 
 

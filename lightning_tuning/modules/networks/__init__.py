@@ -6,8 +6,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from lightning_tuning.errors import check_range
-from lightning_tuning.modules.names import check_name
+from lightning_tuning.errors import check_choice, check_range
 
 from .basic import cnn, mlp
 from .resnet import resnet18
@@ -42,7 +41,7 @@ def build_network(
         >>> build_network("cnn", in_channels=3, num_classes=7)(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 7])
     """
-    check_name("network", name, get_args(NetworkName), "an nn.Module that returns logits [N, num_classes]")
+    check_choice("network", name, get_args(NetworkName), "an nn.Module that returns logits [N, num_classes]")
     check_range("in_channels", in_channels, 1)
     check_range("num_classes", num_classes, 2)
     check_range("image_size", image_size, 1)
