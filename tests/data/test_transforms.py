@@ -61,7 +61,9 @@ def test_no_view_is_mirrored(gradient_image):
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(InvalidValueError, match="'stron'; did you mean 'strong'\\? Allowed: 'none', 'weak', 'strong'"):
+    with pytest.raises(
+        InvalidValueError, match="'stron'; did you mean 'strong'\\? It must be one of 'none', 'weak', 'strong'"
+    ):
         named_transforms("stron", 16)
 
 
