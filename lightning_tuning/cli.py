@@ -162,7 +162,7 @@ class TuningCLI(LightningCLI):
         config.ckpt_path = str(path)
 
     def _parse_ckpt_path(self) -> None:
-        """Done in ``parse_arguments``, where command-line flags can win over the checkpoint."""
+        """Done in ``parse_arguments``, where configuration files and flags can win over the checkpoint."""
 
     # Construction.
 

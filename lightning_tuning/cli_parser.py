@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from lightning_tuning.errors import did_you_mean
+from lightning_tuning.errors import CompositionError, did_you_mean
+from lightning_tuning.mixins.composition import check_not_pytorch_lightning
 from lightning_tuning.presets import PREFIX, preset_path
 
 _NOISE = re.compile(
@@ -83,12 +84,14 @@ def explain(message: str, parser: ArgumentParser) -> str:
         name = unknown[1] or unknown[2]
         hint = did_you_mean(name, _class_names())
         return f"{key}there is no class {name!r}{hint} A class of yours is written with its module: my_module.{name}"
-    foreign = re.search(r"Import path (\S+) does not correspond to a subclass", message)
-    if foreign and _is_pytorch_lightning(foreign[1]):
-        return (
-            f"{key}{foreign[1]} comes from the package pytorch_lightning, which does not mix with lightning.pytorch. "
-            "Write `import lightning.pytorch as pl` instead of `import pytorch_lightning as pl` in its file."
-        )
+    if foreign := re.search(
+        r"Import path does not correspond to a subclass.*?Given value: ([\w.]+)$", message, re.S | re.M
+    ):
+        module, _, name = foreign[1].rpartition(".")
+        try:
+            check_not_pytorch_lightning(getattr(sys.modules.get(module), name, object))
+        except CompositionError as error:
+            return f"{key}{error}"
     if choice := re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message):
         names = re.findall(r"\w+", choice[2])
         hint = did_you_mean(choice[1], names)
@@ -100,12 +103,6 @@ def explain(message: str, parser: ArgumentParser) -> str:
     given = re.findall(r"^\s*Given value: ([^{\[].*)$", message, re.MULTILINE)[-1:]
     told = "got " in text or not given or given[0].startswith(("Namespace(", "NestedArg("))
     return text if told else f"{text}; got {given[0]}"
-
-
-def _is_pytorch_lightning(path: str) -> bool:
-    module, _, name = path.strip("'\"").rpartition(".")
-    cls = getattr(sys.modules.get(module), name, None)
-    return any(c.__module__.startswith("pytorch_lightning.") for c in getattr(cls, "__mro__", ()))
 
 
 def _first_alternative(message: str) -> str:

@@ -181,6 +181,7 @@ class Classifier(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._check_batch("train", batch)
 
+    # With a mixin left of it both hand over: the first empties the log, the second finds nothing.
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         term_log(self).hand_over_step(self)
 

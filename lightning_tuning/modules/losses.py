@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_tuning.errors import check_choice
+from lightning_tuning.functional.precision import at_least_float32
 
 LossName = Literal["cross_entropy"]
 
@@ -26,8 +27,7 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of logits ``[N, C, ...]`` for ids ``[N, ...]`` or probabilities ``[N, C, ...]``."""
-        if logits.dtype.itemsize < 4:
-            logits = logits.float()
+        logits = at_least_float32(logits)
         target = target.to(logits.dtype) if target.is_floating_point() else target.long()
         return F.cross_entropy(logits, target)
 

@@ -31,7 +31,7 @@ class ClassificationMetrics(nn.Module):
 
     def __init__(self, num_classes: int, confusion: bool = False) -> None:
         super().__init__()
-        # Validation of every batch costs more than the metrics; the classifier checks the first batch.
+        # The metrics' own validation of every batch costs more than they do; the classifier checks the targets.
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.f1 = MulticlassF1Score(num_classes, average="macro", validate_args=False)
         self.calibration_error = MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", validate_args=False)

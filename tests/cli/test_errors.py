@@ -1,8 +1,11 @@
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from lightning_tuning.__main__ import main as entry_point
 from lightning_tuning.cli import main
 from lightning_tuning.errors import InvalidValueError
 
@@ -108,3 +111,24 @@ def test_ctrl_c(run, capsys):
 def test_sigterm(run):
     folder = run("fit", f"{MODEL}Terminated", code=143)
     assert (folder / "curves.png").is_file()
+
+
+def command(*args, monkeypatch):
+    """The installed command, in this process: its exit code."""
+    monkeypatch.setattr(sys, "argv", ["lightning-tuning", *args])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", os.getcwd())])
+    return entry_point()
+
+
+def test_a_class_in_the_working_folder_is_found(config, capsys, monkeypatch):
+    Path("users_own.py").write_text("from tests.cli.toy import ToyModel\n\n\nclass Own(ToyModel):\n    pass\n")
+    assert command("fit", "--config", config, "--model=users_own.Own", monkeypatch=monkeypatch) == 0
+    assert "steps" in capsys.readouterr().out
+
+
+def test_a_host_of_pytorch_lightning_is_named(config, capsys, monkeypatch):
+    Path("users_foreign.py").write_text(
+        "import pytorch_lightning as pl\n\n\nclass Host(pl.LightningModule):\n    pass\n"
+    )
+    assert command("fit", "--config", config, "--model=users_foreign.Host", monkeypatch=monkeypatch) == 2
+    assert "Host comes from the package pytorch_lightning, which does not mix" in capsys.readouterr().err
