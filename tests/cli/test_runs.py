@@ -190,6 +190,16 @@ def test_the_journal_joins_the_users_logger(config):
     assert list(Path("csv").rglob("metrics.csv"))
 
 
+@pytest.fixture
+def _wandb_ends():
+    """No thread of W&B's service outlives the test: a later test that forks could then deadlock."""
+    yield
+    import wandb
+
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("_wandb_ends")
 @pytest.mark.slow
 def test_wandb_files_go_into_the_run_folder(config, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
