@@ -23,6 +23,7 @@ _HOME = {
     "mixins": (
         "TuningMixin",
         "compose",
+        "plan",
         "SAMMixin",
         "EMATeacherMixin",
         "FixMatchMixin",

@@ -18,6 +18,10 @@ class CompositionError(TuningError, TypeError):
     """Mixins and host do not fit together, or an argument name is unknown."""
 
 
+class NoEffectError(TuningError):
+    """A technique is switched on, but can change nothing in this model."""
+
+
 def check_range(
     name: str,
     value: float,

@@ -4,6 +4,7 @@ from .base import TuningMixin
 from .composition import STAGES, compose
 from .consistency.ema_teacher import EMATeacherMixin
 from .consistency.fixmatch import FixMatchMixin
+from .plan import Cost, Plan, plan
 from .regularization.confidence_penalty import ConfidencePenaltyMixin
 from .regularization.flooding import FloodingMixin
 from .regularization.l1 import L1Mixin
@@ -33,6 +34,7 @@ __all__ = [
     "STAGES",
     "TECHNIQUES",
     "ConfidencePenaltyMixin",
+    "Cost",
     "EMATeacherMixin",
     "FixMatchMixin",
     "FloodingMixin",
@@ -41,8 +43,10 @@ __all__ = [
     "L2SPMixin",
     "LabelSmoothingMixin",
     "MixupMixin",
+    "Plan",
     "RDropMixin",
     "SAMMixin",
     "TuningMixin",
     "compose",
+    "plan",
 ]

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_tuning.errors import CompositionError, InvalidValueError, did_you_mean
 
 from .composition import check_composition, check_not_pytorch_lightning, hosts_of, own_arguments, techniques_of
+from .plan import Cost, check_plan, plan
 from .terms import term_log
 
 _SHARDED_STRATEGIES = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
@@ -36,6 +38,12 @@ class TuningMixin(LightningModule):
     """Methods that the host must define."""
     sharded: ClassVar[bool] = False
     """Whether it is right when each process holds only a part of every parameter."""
+    tasks: ClassVar[tuple[str, ...]] = ("multiclass", "multilabel", "regression")
+    """The kinds of target it makes sense for."""
+    changes: ClassVar[tuple[str, ...]] = ()
+    """What it changes: some of ``CHANGES``."""
+    conflicts: ClassVar[Mapping[str, str]] = {}
+    """The stems of techniques that it cannot be on with, each with what to do instead."""
     _is_tuning_mixin: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -55,6 +63,16 @@ class TuningMixin(LightningModule):
     def is_on(cls, settings: Mapping[str, Any]) -> bool:
         """Whether these settings (arguments by name; a missing one counts as off) switch the technique on."""
         return any(settings.get(name, off) != off for name, off in cls.off.items())
+
+    # Called as `Technique.no_effect(module)`: every technique has its own, and none overrides another's.
+
+    def no_effect(self) -> str | None:
+        """Why the technique, though switched on, can change nothing in this model; None if it can."""
+        return None
+
+    def extra_cost(self) -> Cost:
+        """What a step costs beyond the bare host's."""
+        return Cost()
 
     def active_techniques(self) -> list[type[TuningMixin]]:
         """The techniques of this instance that are switched on, left to right."""
@@ -85,13 +103,13 @@ class TuningMixin(LightningModule):
 
         Looked up at each step: callbacks freeze, unfreeze and add parameters.
         """
-        weights = {name: p for name, p in self.named_parameters() if p.requires_grad and p.ndim >= 2}
-        if not weights:
-            raise MisconfigurationException(
-                f"{self._host_name} has no trainable parameter of two or more dimensions, so there is nothing that a "
-                "penalty on weights could act on. Unfreeze a layer, or set the penalty's weight to 0."
-            )
-        return weights
+        return {name: p for name, p in self.named_parameters() if p.requires_grad and p.ndim >= 2}
+
+    def without_weights(self) -> str | None:
+        """What ``no_effect`` answers for a technique that acts on :meth:`penalized_parameters`, if there are none."""
+        if self.penalized_parameters():
+            return None
+        return f"{self._host_name} has no trainable parameter of two or more dimensions. All may be frozen."
 
     def log_term(self, name: str, value: Tensor, prog_bar: bool = False) -> None:
         """Record a scalar of this step as ``train/<name>``: it is logged at the Trainer's logging steps, and its mean
@@ -158,6 +176,9 @@ class TuningMixin(LightningModule):
                 f"{unfit} cannot train under {strategy}, which splits each parameter over the processes. "
                 "Use preset:ddp."
             )
+        if active:
+            check_plan(self)
+            rank_zero_info(plan(self).table(short=True))
         for logger in self.trainer.loggers:
             logger.log_hyperparams(self.tuning_settings())
 

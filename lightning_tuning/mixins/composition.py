@@ -15,8 +15,9 @@ from lightning_tuning.errors import CompositionError
 if TYPE_CHECKING:
     from .base import TuningMixin
 
-STAGES = ("optimizer", "teacher", "split", "mix", "repeat", "loss", "task")
-"""Left to right in the class statement. The batch travels right, the loss comes back left."""
+STAGES = ("optimizer", "teacher", "split", "mix", "repeat", "loss", "task", "weights", "init", "layers")
+"""Left to right in the class statement. The batch travels right, the loss comes back left. The last three build the
+model, from right to left: first the layers are changed, then their weights are drawn, then they are constrained."""
 
 
 def is_tuning_mixin(cls: type) -> bool:
@@ -172,8 +173,9 @@ def _check_hidden_names(hosts: list) -> None:
 
 
 OWN_NAMES = (
-    *("stem", "stage", "off", "needs", "sharded", "is_on", "active_techniques", "tuning_settings"),
-    *("trainable_parameters", "penalized_parameters", "class_count", "pseudo_logits"),
+    *("stem", "stage", "off", "needs", "sharded", "tasks", "changes", "conflicts", "is_on", "no_effect", "extra_cost"),
+    *("active_techniques", "tuning_settings", "trainable_parameters", "penalized_parameters", "without_weights"),
+    *("class_count", "pseudo_logits"),
 )
 
 

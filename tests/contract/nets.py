@@ -13,18 +13,38 @@ from lightning_tuning import RDropMixin, compose
 
 from .settings import ROWS, Setting
 
-NUM_CLASSES, FEATURES = 3, 6
+NUM_CLASSES, SHAPE = 3, (2, 5, 5)
+
+
+class Block(nn.Module):
+    """A residual block."""
+
+    def __init__(self, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), norm(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), norm(4)
+        self.act = nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm2(self.conv2(self.act(self.norm1(self.conv1(x)))))
+
+
+def group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(2, channels)
 
 
 class Host(pl.LightningModule):
-    """A user's module. ``plain`` leaves out batch norm and dropout, which tie a result to the batch's division."""
+    """A user's module. ``plain`` is without batch norm and dropout, which tie a result to the batch's division."""
 
     def __init__(self, plain: bool = False) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.num_classes = NUM_CLASSES
-        middle = [] if plain else [nn.BatchNorm1d(16), nn.Dropout(0.2)]
-        self.net = nn.Sequential(nn.Linear(FEATURES, 16), *middle, nn.Tanh(), nn.Linear(16, NUM_CLASSES))
+        norm = group_norm if plain else nn.BatchNorm2d
+        self.net = nn.Sequential(
+            *(nn.Conv2d(2, 4, 2), norm(4), nn.Tanh(), Block(norm), nn.Flatten()),
+            *(nn.Identity() if plain else nn.Dropout(0.2), nn.Linear(64, NUM_CLASSES)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -54,12 +74,11 @@ class HalvesHost(Host):
 
 
 NETS = {row: compose(Host, *mixins, name=f"Net_{row}") for row, (mixins, _) in ROWS.items()}
-EXACT_NETS = {
-    row: compose(HalvesHost if RDropMixin in mixins else Host, *mixins, name=f"Exact_{row}")
-    for row, (mixins, setting) in ROWS.items()
-    if setting.exact
+PLAIN_NETS = {
+    row: compose(HalvesHost if RDropMixin in mixins else Host, *mixins, name=f"Plain_{row}")
+    for row, (mixins, _) in ROWS.items()
 }
-globals().update({net.__name__: net for net in [*NETS.values(), *EXACT_NETS.values()]})  # so that pickle finds them
+globals().update({net.__name__: net for net in [*NETS.values(), *PLAIN_NETS.values()]})  # so that pickle finds them
 
 
 def make(row: str, seed: int = 0, plain: bool = False, off: bool = False) -> pl.LightningModule:
@@ -67,7 +86,7 @@ def make(row: str, seed: int = 0, plain: bool = False, off: bool = False) -> pl.
     mixins, setting = ROWS[row]
     arguments = {name: value for m in mixins for name, value in m.off.items()} if off else setting.on
     torch.manual_seed(seed)
-    return (EXACT_NETS if plain and row in EXACT_NETS else NETS)[row](plain=plain, **arguments)
+    return (PLAIN_NETS if plain else NETS)[row](plain=plain, **arguments)
 
 
 class Views(Dataset):
@@ -109,7 +128,7 @@ def loader(dataset: Dataset, batch_size: int) -> DataLoader:
 def loaders(setting: Setting, batch_size: int, size: int = 32, dtype: torch.dtype = torch.float32):
     """The training loader(s) that the row needs: always the same samples in the same order."""
     generator = torch.Generator().manual_seed(7)
-    x = torch.randn(2 * size, FEATURES, generator=generator, dtype=dtype)
+    x = torch.randn(2 * size, *SHAPE, generator=generator, dtype=dtype)
     target = torch.randint(NUM_CLASSES, (size,), generator=generator)
     labeled = loader(TensorDataset(x[:size], target), batch_size)
     if not setting.streams:

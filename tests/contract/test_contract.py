@@ -16,7 +16,7 @@ from lightning_tuning.errors import CompositionError
 from lightning_tuning.mixins import STAGES, TECHNIQUES
 from lightning_tuning.mixins.composition import own_arguments
 
-from .nets import NETS, Host, assert_equal_state, loaders, make, trainer
+from .nets import NETS, SHAPE, Host, assert_equal_state, loaders, make, trainer
 from .settings import ROWS, SETTINGS
 
 
@@ -59,7 +59,7 @@ def test_on_is_not_the_bare_host(row, tmp_path):
     for net in nets:
         torch.manual_seed(1)
         trainer(tmp_path).fit(net, loaders(setting, 8))
-    x = torch.randn(5, 6)
+    x = torch.randn(5, *SHAPE)
     assert not torch.equal(*[net.eval()(x) for net in nets])
 
 
@@ -101,7 +101,7 @@ def test_checkpoints_load_without_executing_code(row, tmp_path):
     fit_epochs(net, setting, tmp_path, 1).save_checkpoint(tmp_path / "a.ckpt")
     torch.load(tmp_path / "a.ckpt", weights_only=True)
     loaded = NETS[row].load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
-    x = torch.randn(5, 6)
+    x = torch.randn(5, *SHAPE)
     assert torch.equal(loaded.eval()(x), net.eval()(x))
     assert loaded.tuning_settings() == net.tuning_settings() == {**setting.on, **loaded.tuning_settings()}
 
@@ -113,7 +113,7 @@ def test_a_host_that_saves_no_hyperparameters_keeps_the_settings(row, tmp_path):
     fit_epochs(net, setting, tmp_path, 1).save_checkpoint(tmp_path / "a.ckpt")
     loaded = type(net).load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert loaded.tuning_settings() == net.tuning_settings()
-    x = torch.randn(5, 6)
+    x = torch.randn(5, *SHAPE)
     assert torch.equal(loaded.eval()(x), net.eval()(x))
 
 
@@ -237,6 +237,6 @@ def test_pickle_keeps_the_network(row):
     net = make(row)
     copied = pickle.loads(pickle.dumps(net))
     assert type(copied) is NETS[row]
-    x = torch.randn(5, 6)
+    x = torch.randn(5, *SHAPE)
     assert torch.equal(copied.eval()(x), net.eval()(x))
     assert copied.tuning_settings() == net.tuning_settings()

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from .nets import loaders, make, trainer
+from .nets import SHAPE, loaders, make, trainer
 from .settings import ROWS
 from .test_contract import assert_close, assert_equal_state
 
@@ -67,7 +67,7 @@ def test_the_epoch_mean_of_a_term_is_that_of_all_ranks(tmp_path):
 def test_a_forked_fit_leaves_its_teacher_to_the_main_process(tmp_path):
     net = make("ema_teacher")
     trainer(tmp_path, strategy="ddp_fork", devices=2).fit(net, loaders(ROWS["ema_teacher"][1], 8))
-    x = torch.randn(5, 6)
+    x = torch.randn(5, *SHAPE)
     answer = net.eval()(x)
     assert int(net.ema_teacher_updates) == 4
     assert torch.equal(answer, net.ema_teacher(x))

@@ -59,7 +59,8 @@ def test_two_stages_apart_with_one_between():
 
 def test_the_whole_stack_in_stage_order_is_accepted_and_its_stages_are_known():
     made = type("Net", (*TECHNIQUES, Tiny), {})
-    assert list(dict.fromkeys(t.stage for t in TECHNIQUES if t.stage)) == list(STAGES)
+    used = list(dict.fromkeys(t.stage for t in TECHNIQUES if t.stage))
+    assert used == [stage for stage in STAGES if stage in used]
     assert issubclass(made, Tiny)
 
 

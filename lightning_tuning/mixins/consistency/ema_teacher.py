@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_tuning.errors import InvalidValueError, check_range
 from lightning_tuning.functional import ModuleAverage, ema_decay
 from lightning_tuning.mixins.base import TuningMixin
+from lightning_tuning.mixins.plan import Cost
 
 
 class EMATeacherMixin(TuningMixin):
@@ -42,6 +43,7 @@ class EMATeacherMixin(TuningMixin):
     stage = "teacher"
     off = {"ema_teacher_decay": None}
     needs = ("training_step", "forward")
+    changes = ("evaluation",)
 
     ema_teacher_updates: Tensor
 
@@ -65,6 +67,9 @@ class EMATeacherMixin(TuningMixin):
         self.ema_teacher_buffers = ema_teacher_buffers
         self.ema_teacher_evaluates = ema_teacher_evaluates
         self.ema_teacher_labels = ema_teacher_labels
+
+    def extra_cost(self) -> Cost:
+        return Cost(memory="a copy of the module")
 
     @property
     def _teacher(self) -> nn.Module | None:

@@ -7,6 +7,7 @@ from typing import Any
 from lightning_tuning.errors import check_range
 from lightning_tuning.functional import fixmatch_loss
 from lightning_tuning.mixins.base import TuningMixin, add_to_loss
+from lightning_tuning.mixins.plan import Cost
 
 from .streams import labeled_part, split_streams, weak_and_strong
 
@@ -34,6 +35,8 @@ class FixMatchMixin(TuningMixin):
     stage = "split"
     off = {"fixmatch_weight": 0.0}
     needs = ("training_step", "forward")
+    changes = ("batch", "loss")
+    tasks = ("multiclass",)
     sharded = True
 
     def __init__(
@@ -44,6 +47,9 @@ class FixMatchMixin(TuningMixin):
         check_range("fixmatch_threshold", fixmatch_threshold, 0.0, 1.0)
         self.fixmatch_weight = fixmatch_weight
         self.fixmatch_threshold = fixmatch_threshold
+
+    def extra_cost(self) -> Cost:
+        return Cost(2, 1, "the unlabelled batch's activations")
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.fixmatch_weight == 0:

@@ -28,6 +28,8 @@ class ConfidencePenaltyMixin(TuningMixin):
     stage = "loss"
     off = {"confidence_penalty_weight": 0.0}
     needs = ("training_step", "compute_loss")
+    changes = ("loss",)
+    tasks = ("multiclass",)
     sharded = True
 
     def __init__(self, *args: Any, confidence_penalty_weight: float = 0.1, **kwargs: Any) -> None:

@@ -32,6 +32,7 @@ class FloodingMixin(TuningMixin):
     stage = "task"
     off = {"flooding_level": 0.0}
     needs = ("training_step", "compute_loss")
+    changes = ("loss",)
     sharded = True
 
     def __init__(self, *args: Any, flooding_level: float = 0.05, **kwargs: Any) -> None:

@@ -27,16 +27,21 @@ class L1Mixin(TuningMixin):
     stem = "l1"
     off = {"l1_weight": 0.0}
     needs = ("training_step",)
+    changes = ("loss",)
 
     def __init__(self, *args: Any, l1_weight: float = 1e-5, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_range("l1_weight", l1_weight)
         self.l1_weight = l1_weight
 
+    def no_effect(self) -> str | None:
+        return self.without_weights()
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         output = super().training_step(batch, batch_idx)
-        if self.l1_weight == 0 or output is None:
+        weights: list[Any] = [*self.penalized_parameters().values()] if self.l1_weight else []
+        if not weights or output is None:
             return output
-        penalty = l1_norm([*self.penalized_parameters().values()])
+        penalty = l1_norm(weights)
         self.log_term("l1", penalty)
         return add_to_loss(output, self.l1_weight * penalty)

@@ -28,16 +28,21 @@ class L2Mixin(TuningMixin):
     stem = "l2"
     off = {"l2_weight": 0.0}
     needs = ("training_step",)
+    changes = ("loss",)
 
     def __init__(self, *args: Any, l2_weight: float = 1e-4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_range("l2_weight", l2_weight)
         self.l2_weight = l2_weight
 
+    def no_effect(self) -> str | None:
+        return self.without_weights()
+
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         output = super().training_step(batch, batch_idx)
-        if self.l2_weight == 0 or output is None:
+        weights: list[Any] = [*self.penalized_parameters().values()] if self.l2_weight else []
+        if not weights or output is None:
             return output
-        penalty = half_squared_norm([*self.penalized_parameters().values()])
+        penalty = half_squared_norm(weights)
         self.log_term("l2", penalty)
         return add_to_loss(output, self.l2_weight * penalty)

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_tuning.errors import check_range
 from lightning_tuning.functional import half_squared_distance
 from lightning_tuning.mixins.base import TuningMixin, add_to_loss
+from lightning_tuning.mixins.plan import Cost
 
 
 class L2SPMixin(TuningMixin):
@@ -32,6 +33,7 @@ class L2SPMixin(TuningMixin):
     stem = "l2sp"
     off = {"l2sp_weight": 0.0}
     needs = ("training_step",)
+    changes = ("loss",)
 
     def __init__(self, *args: Any, l2sp_weight: float = 0.01, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -39,6 +41,12 @@ class L2SPMixin(TuningMixin):
         self.l2sp_weight = l2sp_weight
         # No buffers: DDP would broadcast them, SAM copy and a teacher average them, at every step.
         self._l2sp_start: dict[str, Tensor] = {}
+
+    def no_effect(self) -> str | None:
+        return self.without_weights()
+
+    def extra_cost(self) -> Cost:
+        return Cost(memory="a copy of the weights")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -54,9 +62,9 @@ class L2SPMixin(TuningMixin):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         output = super().training_step(batch, batch_idx)
-        if self.l2sp_weight == 0 or output is None:
+        weights = self.penalized_parameters() if self.l2sp_weight else {}
+        if not weights or output is None:
             return output
-        weights = self.penalized_parameters()
         starts = [self._start_of(name, weight) for name, weight in weights.items()]
         penalty = half_squared_distance([*weights.values()], starts)
         self.log_term("l2sp", penalty)

@@ -29,6 +29,8 @@ class LabelSmoothingMixin(TuningMixin):
     stage = "loss"
     off = {"label_smoothing_epsilon": 0.0}
     needs = ("training_step", "compute_loss")
+    changes = ("target",)
+    tasks = ("multiclass",)
     sharded = True
 
     def __init__(self, *args: Any, label_smoothing_epsilon: float = 0.1, **kwargs: Any) -> None:

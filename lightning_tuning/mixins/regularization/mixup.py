@@ -33,6 +33,7 @@ class MixupMixin(TuningMixin):
     stage = "mix"
     off = {"mixup_alpha": 0.0}
     needs = ("training_step", "num_classes")
+    changes = ("batch", "target")
     sharded = True
 
     def __init__(self, *args: Any, mixup_alpha: float = 1.0, **kwargs: Any) -> None:

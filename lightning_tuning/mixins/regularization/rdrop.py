@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_tuning.errors import check_range
+from lightning_tuning.errors import NoEffectError, check_range
 from lightning_tuning.functional import symmetric_kl_divergence
 from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.inputs import map_inputs
+from lightning_tuning.mixins.plan import Cost
 
 
 class RDropMixin(TuningMixin):
@@ -33,6 +34,8 @@ class RDropMixin(TuningMixin):
     stage = "repeat"
     off = {"rdrop_weight": 0.0}
     needs = ("training_step", "compute_loss")
+    changes = ("batch", "target", "loss")
+    tasks = ("multiclass",)
     sharded = True
 
     def __init__(self, *args: Any, rdrop_weight: float = 1.0, **kwargs: Any) -> None:
@@ -40,6 +43,10 @@ class RDropMixin(TuningMixin):
         check_range("rdrop_weight", rdrop_weight)
         self.rdrop_weight = rdrop_weight
         self._rdrop_doubled = False
+        self._rdrop_seen = False
+
+    def extra_cost(self) -> Cost:
+        return Cost(1, 1, "the activations of a second batch")
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.rdrop_weight == 0:
@@ -60,8 +67,17 @@ class RDropMixin(TuningMixin):
         counts = None if target.is_floating_point() else target.chunk(2)[0] >= 0
         first, second = logits.chunk(2)
         divergence = symmetric_kl_divergence(first, second, counts)
+        if self._trainer is not None and not self._rdrop_seen and divergence.item() < _ROUNDING:
+            raise NoEffectError(
+                "RDropMixin is on but can change nothing: two passes of the first batch agree, so "
+                f"{self._host_name} has no active dropout. Give it dropout, or switch it off: rdrop_weight=0."
+            )
+        self._rdrop_seen = True
         self.log_term("rdrop", divergence)
         return loss + self.rdrop_weight * divergence
+
+
+_ROUNDING = 1e-9  # the halves of a batch may be computed in another order
 
 
 def _twice(values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from lightning_tuning.errors import check_range
 from lightning_tuning.functional import RngState, asam_ascent, get_rng_state, sam_ascent, set_rng_state
 from lightning_tuning.mixins.base import TuningMixin
+from lightning_tuning.mixins.plan import Cost
 
 
 class SAMMixin(TuningMixin):
@@ -43,6 +44,7 @@ class SAMMixin(TuningMixin):
     stage = "optimizer"
     off = {"sam_rho": 0.0}
     needs = ("training_step",)
+    changes = ("gradient",)
 
     def __init__(
         self, *args: Any, sam_rho: float = 0.05, sam_adaptive: bool = False, sam_eta: float = 0.01, **kwargs: Any
@@ -55,6 +57,9 @@ class SAMMixin(TuningMixin):
         self.sam_eta = sam_eta
         self._sam_window: list[tuple[Any, int, RngState]] = []
         self._sam_climbed = False
+
+    def extra_cost(self) -> Cost:
+        return Cost(1, 1, "a copy of the weights, the batches of a window")
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.sam_rho != 0 and not self._sam_climbed and self._will_step:

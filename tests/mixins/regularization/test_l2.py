@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_tuning import EMATeacherMixin, L1Mixin, L2Mixin
-from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.errors import InvalidValueError, NoEffectError
 from tests.mixins.tiny import Tiny, batches, convolution, deep, fit, smooth
 from tests.numerics import array
 
@@ -144,11 +143,11 @@ def test_off_adds_nothing():
 def test_nothing_to_penalize():
     net = Net(l2_weight=1.0)
     net.network.weight.requires_grad_(False)
-    with pytest.raises(MisconfigurationException) as caught:
-        net.training_step(batches(1)[0], 0)
+    with pytest.raises(NoEffectError) as caught:
+        fit(net, batches(1))
     assert str(caught.value) == (
-        "Tiny has no trainable parameter of two or more dimensions, so there is nothing that a penalty on weights "
-        "could act on. Unfreeze a layer, or set the penalty's weight to 0."
+        "L2Mixin is on but can change nothing: Tiny has no trainable parameter of two or more dimensions. All may be "
+        "frozen. Mend that, or switch it off: l2_weight=0.0."
     )
 
 

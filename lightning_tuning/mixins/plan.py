@@ -1,0 +1,160 @@
+"""The composition plan: what the techniques that are switched on will do in each step, known before the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lightning_tuning.errors import CompositionError, NoEffectError
+
+if TYPE_CHECKING:
+    from .base import TuningMixin
+
+CHANGES = ("model", "batch", "target", "activations", "loss", "gradient", "weights", "buffers", "evaluation")
+"""What a technique may change."""
+
+
+class Cost(NamedTuple):
+    """What a technique adds to a training step: an average where not every step is alike."""
+
+    forwards: float = 0
+    """Forward passes of a batch."""
+    backwards: float = 0
+    """Backward passes of a batch."""
+    memory: str = ""
+    """What it keeps in memory, in words."""
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One technique's part in the plan."""
+
+    name: str
+    stage: str | None
+    changes: tuple[str, ...]
+    hooks: tuple[str, ...]
+    cost: Cost
+    problem: str | None
+    """Why it cannot change anything, or whom it conflicts with."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The techniques of a module that are switched on, left to right; ``str(plan)`` is a table."""
+
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What would keep ``fit`` from starting."""
+        return tuple(row.problem for row in self.rows if row.problem)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self, short: bool = False) -> str:
+        """The plan as text.
+
+        Args:
+            short: Whether to leave out the columns of hooks and memory.
+        """
+        if not self.rows:
+            return "No technique is switched on."
+        header = ("technique", "stage", "extra passes", "changes", "hooks", "memory")
+        columns = 4 if short else 6
+        table = [cells[:columns] for cells in (header, *(_cells(row) for row in self.rows))]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True)).rstrip() for cells in table]
+        forwards = 1 + sum(row.cost.forwards for row in self.rows)
+        backwards = 1 + sum(row.cost.backwards for row in self.rows)
+        lines.append(f"A step: about {_number(forwards)} forward and {_number(backwards)} backward passes of a batch.")
+        return "\n".join([*lines, *(f"Problem: {problem}" for problem in self.problems)])
+
+
+def plan(module: Any) -> Plan:
+    """What each active technique of ``module`` does, costs and needs, and what would keep it from training.
+
+    Args:
+        module: A LightningModule with mixins; any other module has an empty plan.
+
+    Example:
+        >>> from lightning_tuning import ImageClassifier, plan
+        >>> print(plan(ImageClassifier(network="mlp", sam_rho=0.05, l1_weight=1e-5)).table(short=True))
+        technique  stage      extra passes            changes
+        SAMMixin   optimizer  +1 forward +1 backward  gradient
+        L1Mixin    any                                loss
+        A step: about 2 forward and 2 backward passes of a batch.
+    """
+    active = module.active_techniques() if hasattr(module, "active_techniques") else []
+    return Plan(tuple(_row(technique, module, active) for technique in active))
+
+
+def _row(technique: type[TuningMixin], module: Any, active: list[type[TuningMixin]]) -> PlanRow:
+    return PlanRow(
+        name=technique.__name__,
+        stage=technique.stage,
+        changes=technique.changes,
+        hooks=tuple(hooks_of(technique)),
+        cost=technique.extra_cost(module),
+        problem=_conflict(technique, active) or _idle(technique, module),
+    )
+
+
+def check_plan(module: Any) -> None:
+    """Refuse to train what the plan has a problem with.
+
+    Raises:
+        CompositionError: Two active techniques conflict.
+        NoEffectError: An active technique can change nothing in this model.
+    """
+    active = module.active_techniques()
+    for technique in active:
+        if conflict := _conflict(technique, active):
+            raise CompositionError(conflict)
+        if reason := _idle(technique, module):
+            raise NoEffectError(reason)
+
+
+def hooks_of(technique: type[TuningMixin]) -> Iterator[str]:
+    """The methods that a technique overrides, of those that a training run calls."""
+    own = ("no_effect", "extra_cost", "is_on")
+    base = technique.__mro__[1]
+    for name, member in vars(technique).items():
+        if callable(member) and not name.startswith("_") and name not in own and hasattr(base, name):
+            yield name
+
+
+def _conflict(technique: type[TuningMixin], active: list[type[TuningMixin]]) -> str | None:
+    for other in active:
+        if other.stem in technique.conflicts:
+            return f"{technique.__name__} and {other.__name__} conflict: {technique.conflicts[other.stem]}"
+    return None
+
+
+def _idle(technique: type[TuningMixin], module: Any) -> str | None:
+    reason = technique.no_effect(module)
+    if reason is None:
+        return None
+    switch_off = ", ".join(f"{name}={value}" for name, value in technique.off.items())
+    return f"{technique.__name__} is on but can change nothing: {reason} Mend that, or switch it off: {switch_off}."
+
+
+def _cells(row: PlanRow) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.stage or "any",
+        _passes(row.cost),
+        ", ".join(row.changes),
+        ", ".join(row.hooks),
+        row.cost.memory,
+    )
+
+
+def _passes(cost: Cost) -> str:
+    parts = [(cost.forwards, "forward"), (cost.backwards, "backward")]
+    return " ".join(f"+{_number(n)} {name}" for n, name in parts if n)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
