@@ -136,9 +136,13 @@ class TuningCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
+        subcommands = parser._subcommands_action
+        assert subcommands is not None  # made by super
+        help_text = "Print what the techniques of a configuration will do in each step, without training."
+        self._subcommand_parsers["plan"] = self._prepare_subcommand_parser(Trainer, "fit", description=help_text)
+        subcommands.add_subcommand("plan", self._subcommand_parsers["plan"], help=help_text)
         help_text = "Print the techniques, callbacks and presets there are."
-        assert parser._subcommands_action is not None  # made by super
-        parser._subcommands_action.add_subcommand("list", ArgumentParser(description=help_text), help=help_text)
+        subcommands.add_subcommand("list", ArgumentParser(description=help_text), help=help_text)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -180,6 +184,8 @@ class TuningCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         presets = [name for path in config.config or [] if path and (name := preset_of(Path(str(path))))]
+        if self.subcommand == "plan":
+            return
         if note := check_runnable(presets, config.trainer.accelerator, config.trainer.devices):
             rank_zero_info(note)
         self.parser.add_instantiator(self._wandb_in_folder, WandbLogger)
@@ -192,6 +198,8 @@ class TuningCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
+        if self.subcommand == "plan":  # which needs neither a device nor a folder
+            return None  # type: ignore[return-value]
         if trainer.barebones:
             self.save_config_callback = None
             return super().instantiate_trainer(**kwargs)
@@ -239,6 +247,14 @@ class TuningCLI(LightningCLI):
         return logger
 
     # Running.
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "plan":
+            return super()._run_subcommand(subcommand)
+        planned = mixins.plan(self.model, _as_list(self._get(self.config_init, "trainer").callbacks))
+        print(planned)
+        if planned.problems:
+            raise InvalidValueError(f"This would not train. {planned.problems[0]}")
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, draw the curves (also after Ctrl-C or an error), test the best checkpoint, print the summary."""

@@ -178,7 +178,7 @@ class TuningMixin(LightningModule):
             )
         if active:
             check_plan(self)
-            rank_zero_info(plan(self).table(short=True))
+            rank_zero_info(plan(self, self.trainer.callbacks).table(short=True))  # type: ignore[attr-defined]
         for logger in self.trainer.loggers:
             logger.log_hyperparams(self.tuning_settings())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,11 +72,13 @@ class Plan:
         return "\n".join([*lines, *(f"Problem: {problem}" for problem in self.problems)])
 
 
-def plan(module: Any) -> Plan:
+def plan(module: Any, callbacks: Iterable[Any] = ()) -> Plan:
     """What each active technique of ``module`` does, costs and needs, and what would keep it from training.
 
     Args:
         module: A LightningModule with mixins; any other module has an empty plan.
+        callbacks: The Trainer's; those that change gradients or weights (they have an attribute ``changes``) come after
+            the mixins, in their own order.
 
     Example:
         >>> from lightning_tuning import ImageClassifier, plan
@@ -87,7 +89,8 @@ def plan(module: Any) -> Plan:
         A step: about 2 forward and 2 backward passes of a batch.
     """
     active = module.active_techniques() if hasattr(module, "active_techniques") else []
-    return Plan(tuple(_row(technique, module, active) for technique in active))
+    rows = [_row(technique, module, active) for technique in active]
+    return Plan((*rows, *(_callback_row(type(c)) for c in callbacks if getattr(c, "changes", None))))
 
 
 def _row(technique: type[TuningMixin], module: Any, active: list[type[TuningMixin]]) -> PlanRow:
@@ -99,6 +102,10 @@ def _row(technique: type[TuningMixin], module: Any, active: list[type[TuningMixi
         cost=technique.extra_cost(module),
         problem=_conflict(technique, active) or _idle(technique, module),
     )
+
+
+def _callback_row(cls: Any) -> PlanRow:
+    return PlanRow(cls.__name__, "callback", cls.changes, tuple(hooks_of(cls)), Cost(), None)
 
 
 def check_plan(module: Any) -> None:
@@ -116,9 +123,9 @@ def check_plan(module: Any) -> None:
             raise NoEffectError(reason)
 
 
-def hooks_of(technique: type[TuningMixin]) -> Iterator[str]:
-    """The methods that a technique overrides, of those that a training run calls."""
-    own = ("no_effect", "extra_cost", "is_on")
+def hooks_of(technique: type) -> Iterator[str]:
+    """The methods that a technique (a mixin or a callback) overrides, of those that a training run calls."""
+    own = ("no_effect", "extra_cost", "is_on", "state_dict", "load_state_dict")
     base = technique.__mro__[1]
     for name, member in vars(technique).items():
         if callable(member) and not name.startswith("_") and name not in own and hasattr(base, name):

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_tuning import L1Mixin
 from lightning_tuning.errors import InvalidValueError
 
 
@@ -111,3 +112,15 @@ class WideModel(ToyModel):
     def __init__(self, lr: float = 0.1, width: int = 2, broken: bool = False):
         super().__init__(lr, width, broken)
         self.more = nn.Linear(2, 2)
+
+
+class Frozen(ToyModel):
+    """Has nothing to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+
+class FrozenModel(L1Mixin, Frozen):
+    """And a penalty on it."""
