@@ -39,8 +39,8 @@ def test_a_configuration_file_with_a_problem(folder, capsys):
     seen = capsys.readouterr()
     assert "L1Mixin" in seen.out
     assert seen.err == (
-        "lightning-tuning: This would not train. L1Mixin is on but can change nothing: Frozen has no trainable parameter "
-        "of two or more dimensions. All may be frozen. Mend that, or switch it off: l1_weight=0.0.\n"
+        "lightning-tuning: This would not train. L1Mixin is on but can change nothing: Frozen has no trainable "
+        "parameter of two or more dimensions. All may be frozen. Mend that, or switch it off: l1_weight=0.0.\n"
     )
 
 

@@ -35,7 +35,7 @@ class FixMatchMixin(TuningMixin):
     stage = "split"
     off = {"fixmatch_weight": 0.0}
     needs = ("training_step", "forward")
-    changes = ("batch", "loss")
+    changes = ("batch", "loss", "buffers")
     tasks = ("multiclass",)
     sharded = True
 

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from lightning_tuning import FixMatchMixin, LabelSmoothingMixin, MixupMixin, RDropMixin
-from lightning_tuning.errors import InvalidValueError
-from tests.mixins.tiny import Tiny, batches, convolution, deep, fit, linear, streams
+from lightning_tuning.errors import InvalidValueError, NoEffectError
+from tests.mixins.tiny import Tiny, assert_same, batches, convolution, deep, fit, linear, parameters, streams
 from tests.numerics import array, cross_entropy, kl, one_hot
 
 
@@ -42,6 +42,22 @@ def test_loss_on_the_captured_logits(kind):
     assert logits.shape == (16, 3)
     assert not torch.equal(logits[:8], logits[8:])
     assert loss.item() == pytest.approx(expected_loss(logits, ids, 0.7), rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_network_without_randomness_is_refused_at_the_first_step(precision):
+    net = Net(convolution(), rdrop_weight=1.0)
+    net.network[4].p = 0.0
+    before = parameters(net)
+    with pytest.raises(NoEffectError) as caught:
+        fit(net, batches(2, shape=(2, 5, 5)), precision=precision)
+    assert str(caught.value) == (
+        "RDropMixin is on but can change nothing: two passes of the first batch agree, so Tiny has no active dropout. "
+        "Give it dropout, or switch it off: rdrop_weight=0."
+    )
+    assert_same(before, parameters(net))
+    net.network[4].p = 0.01
+    fit(net, batches(2, shape=(2, 5, 5)), precision=precision)
 
 
 def test_both_halves_are_the_same_samples():
