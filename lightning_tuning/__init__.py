@@ -38,7 +38,7 @@ _HOME = {
     ),
     "callbacks": ("ExactResume", "GradientNorm", "MonitorCheck"),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier"),
-    "data": ("DigitsDataModule",),
+    "data": ("ArrayDataModule", "DigitsDataModule"),
     "presets": ("preset", "preset_names"),
     "cli": ("TuningCLI",),
 }

@@ -5,6 +5,7 @@ import os
 # Without it, importing albumentations asks the network for the newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+from lightning_tuning.data.arrays import ArrayDataModule
 from lightning_tuning.data.contact_sheet import save_views
 from lightning_tuning.data.digits import DigitsDataModule
 from lightning_tuning.data.image_datamodule import ImageDataModule
@@ -16,6 +17,7 @@ from lightning_tuning.data.splits import stratified_split
 from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
 
 __all__ = [
+    "ArrayDataModule",
     "DigitsDataModule",
     "EvalSampler",
     "FixedSampler",

@@ -128,9 +128,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Load the images, split them, choose the labels."""
         self.images, self.labels = self.load()
-        self._check_sizes(len(self.labels))
-        parts = stratified_split(self.labels, [self.test_size, self.val_size], self.split_seed)
-        self.test_indices, self.val_indices, self.train_indices = parts
+        self.test_indices, self.val_indices, self.train_indices = self._split()
         chosen = choose_labeled(self.labels[self.train_indices], self.num_labels, self.effective_seed)
         self.labeled_indices = self.train_indices[chosen]
         self.unlabeled_indices = self.train_indices
@@ -155,6 +153,11 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"The checkpoint's run used seed {seed} for its labels and order, this one {self.effective_seed}. "
                 f"Write --seed_everything={seed} or --data.seed={seed}."
             )
+
+    def _split(self) -> list[np.ndarray]:
+        """The images of the test, the validation and the training part."""
+        self._check_sizes(len(self.labels))
+        return stratified_split(self.labels, [self.test_size, self.val_size], self.split_seed)
 
     def _check_sizes(self, num_images: int) -> None:
         most = num_images - self.num_classes
