@@ -34,6 +34,8 @@ class Setting:
     """Whether k micro-batches, or k ranks, equal one batch of their samples (without batch norm and dropout)."""
     terms: tuple[str, ...] = field(default=())
     """The keys it logs."""
+    refuses: tuple[str, ...] = ()
+    """The kinds of input of ``test_inputs.py`` that it cannot do anything with, and says so."""
 
 
 SETTINGS: dict[type[TuningMixin], Setting] = {
@@ -45,7 +47,7 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
         terms=("train/fixmatch", "train/fixmatch_share"),
     ),
     # Partners come from the same micro-batch.
-    MixupMixin: Setting({"mixup_alpha": 0.5}, exact=False, terms=("train/mixup",)),
+    MixupMixin: Setting({"mixup_alpha": 0.5}, exact=False, terms=("train/mixup",), refuses=("tokens",)),
     RDropMixin: Setting({"rdrop_weight": 0.8}, terms=("train/rdrop",)),
     LabelSmoothingMixin: Setting({"label_smoothing_epsilon": 0.15}),
     ConfidencePenaltyMixin: Setting({"confidence_penalty_weight": 0.3}, terms=("train/confidence_penalty",)),
