@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .precision import at_least_float32_dtype
 
@@ -21,7 +20,7 @@ def orthogonality(weights: list[Tensor]) -> Tensor:
         weights: Tensors of two or more dimensions on one device, at least one. They may be of half precision.
 
     Returns:
-        A float32 (or float64) scalar. It can be differentiated once.
+        A float32 (or float64) scalar, differentiable.
 
     Example:
         >>> orthogonality([torch.eye(2, 3), torch.tensor([[2.0], [0.0]])])
@@ -41,11 +40,12 @@ class _Orthogonality(torch.autograd.Function):
         return torch.stack(torch._foreach_norm(gaps, 2)).square().sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         count = len(ctx.saved_tensors) // 2
         weights, gaps = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         with _float32(weights[0]):
+            if torch.is_grad_enabled():  # the gradient will be differentiated: what forward kept has no graph
+                gaps = [_gap(_wide(weight)) for weight in weights]
             return tuple(_gradient(w, gap * (4 * gradient)) for w, gap in zip(weights, gaps, strict=True))
 
 
