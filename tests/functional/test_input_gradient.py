@@ -139,8 +139,9 @@ def test_an_output_that_was_not_computed_from_the_inputs(output):
         input_gradients(output, [normal(4, 3).requires_grad_()])
 
 
-def test_scaling_keeps_small_gradients_of_a_half_precision_graph():
-    x = torch.ones(2, 3, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_scaling_keeps_small_gradients_of_a_half_precision_graph(dtype):
+    x = torch.ones(2, 3, dtype=dtype, requires_grad=True)
     weight = torch.full((3, 1), 2.0**-14, requires_grad=True)
     with torch.autocast("cpu", torch.float16):
         output = (x @ weight).half() * torch.tensor(2.0**-13, dtype=torch.float16)  # 2^-27 is below fp16's range
