@@ -57,6 +57,23 @@ def check_range(
         raise InvalidValueError(f"{name} is {value!r}; it must be a number in {interval}.")
 
 
+def check_whole(name: str, value: int, low: int = 1) -> None:
+    """Raise :class:`InvalidValueError` unless ``value`` is an integer of at least ``low``.
+
+    Args:
+        name: The argument as the user writes it, e.g. ``jacobian_projections``.
+        value: What came.
+        low: Smallest value allowed.
+
+    Example:
+        >>> check_whole("jacobian_projections", 0.5)
+        Traceback (most recent call last):
+        lightning_tuning.errors.InvalidValueError: jacobian_projections is 0.5; it must be an integer of at least 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InvalidValueError(f"{name} is {value!r}; it must be an integer of at least {low}.")
+
+
 def did_you_mean(name: object, names: Iterable[str], cutoff: float = 0.6) -> str:
     """How a sentence about an unknown name ends: with the nearest name that exists, if one is near.
 

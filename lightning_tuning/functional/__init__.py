@@ -1,10 +1,13 @@
 """Pure functions on tensors: the mathematics of the techniques. Nothing here knows Lightning."""
 
 from .averaging import ModuleAverage, ema_decay, ema_update_
+from .constraint import max_norm_, power_iteration, spectral_norm
 from .divergence import kl_divergence, symmetric_kl_divergence
 from .entropy import entropy
 from .flooding import flood
+from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .mixing import mix, sample_beta
+from .orthogonality import orthogonality
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, global_norm, sam_ascent
 from .pseudo_label import fixmatch_loss
@@ -23,14 +26,22 @@ __all__ = [
     "flood",
     "get_rng_state",
     "global_norm",
+    "gradient_penalty",
     "half_squared_distance",
     "half_squared_norm",
+    "input_gradients",
+    "interpolate",
+    "jacobian_penalty",
     "kl_divergence",
     "l1_norm",
+    "max_norm_",
     "mix",
+    "orthogonality",
+    "power_iteration",
     "sam_ascent",
     "sample_beta",
     "set_rng_state",
     "smooth_labels",
+    "spectral_norm",
     "symmetric_kl_divergence",
 ]

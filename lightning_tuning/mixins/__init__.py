@@ -7,13 +7,18 @@ from .consistency.fixmatch import FixMatchMixin
 from .plan import Cost, Plan, plan
 from .regularization.confidence_penalty import ConfidencePenaltyMixin
 from .regularization.flooding import FloodingMixin
+from .regularization.gradient_penalty import GradientPenaltyMixin
+from .regularization.jacobian import JacobianMixin
 from .regularization.l1 import L1Mixin
 from .regularization.l2 import L2Mixin
 from .regularization.l2sp import L2SPMixin
 from .regularization.label_smoothing import LabelSmoothingMixin
+from .regularization.max_norm import MaxNormMixin
 from .regularization.mixup import MixupMixin
+from .regularization.orthogonal import OrthogonalMixin
 from .regularization.rdrop import RDropMixin
 from .regularization.sam import SAMMixin
+from .regularization.spectral_norm import SpectralNormMixin
 
 TECHNIQUES: tuple[type[TuningMixin], ...] = (
     SAMMixin,
@@ -23,10 +28,15 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     RDropMixin,
     LabelSmoothingMixin,
     ConfidencePenaltyMixin,
+    JacobianMixin,
+    GradientPenaltyMixin,
     FloodingMixin,
+    MaxNormMixin,
+    SpectralNormMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
+    OrthogonalMixin,
 )
 """Every technique, in stage order: tests, tables and ``lightning-tuning list`` go through it."""
 
@@ -38,14 +48,19 @@ __all__ = [
     "EMATeacherMixin",
     "FixMatchMixin",
     "FloodingMixin",
+    "GradientPenaltyMixin",
+    "JacobianMixin",
     "L1Mixin",
     "L2Mixin",
     "L2SPMixin",
     "LabelSmoothingMixin",
+    "MaxNormMixin",
     "MixupMixin",
+    "OrthogonalMixin",
     "Plan",
     "RDropMixin",
     "SAMMixin",
+    "SpectralNormMixin",
     "TuningMixin",
     "compose",
     "plan",

@@ -37,6 +37,11 @@ VARIANTS = {
     "L1": {"l1_weight": 1e-5},
     "L2": {"l2_weight": 1e-4},
     "L2-SP": {"l2sp_weight": 0.01},
+    "orthogonal": {"orthogonal_weight": 1e-4},
+    "Jacobian": {"jacobian_weight": 0.01},
+    "gradient penalty": {"gradient_penalty_weight": 0.1},
+    "max-norm": {"max_norm_bound": 3.0},
+    "spectral norm": {"spectral_norm_bound": 1.0},
 }
 
 
@@ -72,6 +77,7 @@ def fit_seconds(network: str, arguments: dict | None, data: DataLoader, steps: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="cnn")
+    parser.add_argument("--only", nargs="*", help="variants, by name; default: all")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -80,13 +86,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
+    variants = {name: a for name, a in VARIANTS.items() if name == "bare" or not args.only or name in args.only}
     size = args.batch_size * (args.steps + 1)
     data = DataLoader(
         TensorDataset(torch.randn(size, 3, 32, 32), torch.randint(10, (size,))), args.batch_size, drop_last=True
     )
-    ratios: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    ratios: dict[str, list[float]] = {name: [] for name in variants}
     for _ in tqdm(range(args.rounds), desc="rounds"):
-        seconds = {name: fit_seconds(args.network, a, data, args.steps) for name, a in VARIANTS.items()}
+        seconds = {name: fit_seconds(args.network, a, data, args.steps) for name, a in variants.items()}
         for name, value in seconds.items():
             ratios[name].append(value / seconds["bare"])
     print(f"{args.network}, batch {args.batch_size}, median of {args.rounds} rounds of {args.steps} steps")

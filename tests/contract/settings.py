@@ -11,13 +11,18 @@ from lightning_tuning.mixins import (
     EMATeacherMixin,
     FixMatchMixin,
     FloodingMixin,
+    GradientPenaltyMixin,
+    JacobianMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
     LabelSmoothingMixin,
+    MaxNormMixin,
     MixupMixin,
+    OrthogonalMixin,
     RDropMixin,
     SAMMixin,
+    SpectralNormMixin,
     TuningMixin,
 )
 
@@ -51,11 +56,17 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     RDropMixin: Setting({"rdrop_weight": 0.8}, terms=("train/rdrop",)),
     LabelSmoothingMixin: Setting({"label_smoothing_epsilon": 0.15}),
     ConfidencePenaltyMixin: Setting({"confidence_penalty_weight": 0.3}, terms=("train/confidence_penalty",)),
+    # Each sample has a random direction of its own.
+    JacobianMixin: Setting({"jacobian_weight": 0.3}, exact=False, terms=("train/jacobian",)),
+    GradientPenaltyMixin: Setting({"gradient_penalty_weight": 5.0}, terms=("train/gradient_penalty",)),
     # |mean - level| is not the mean of |part - level|. The level lies among the losses of the tiny network.
     FloodingMixin: Setting({"flooding_level": 1.05}, exact=False, terms=("train/flooding", "train/flooding_share")),
+    MaxNormMixin: Setting({"max_norm_bound": 0.5}),
+    SpectralNormMixin: Setting({"spectral_norm_bound": 2.0}),
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
     L2Mixin: Setting({"l2_weight": 1e-2}, terms=("train/l2",)),
     L2SPMixin: Setting({"l2sp_weight": 0.1}, terms=("train/l2sp",)),
+    OrthogonalMixin: Setting({"orthogonal_weight": 1e-2}, terms=("train/orthogonal",)),
 }
 
 
@@ -70,11 +81,20 @@ def stacked(mixins: tuple[type[TuningMixin], ...]) -> Setting:
     )
 
 
-STACK = stacked(TECHNIQUES)
-EXACT = tuple(m for m in TECHNIQUES if SETTINGS[m].exact)
+def compatible(mixins: tuple[type[TuningMixin], ...]) -> tuple[type[TuningMixin], ...]:
+    """``mixins`` without those that conflict with one before them."""
+    kept: list[type[TuningMixin]] = []
+    for mixin in mixins:
+        if not any(mixin.stem in other.conflicts or other.stem in mixin.conflicts for other in kept):
+            kept.append(mixin)
+    return tuple(kept)
+
+
+ALL = compatible(TECHNIQUES)
+EXACT = compatible(tuple(m for m in TECHNIQUES if SETTINGS[m].exact))
 
 ROWS: dict[str, tuple[tuple[type[TuningMixin], ...], Setting]] = {
     **{mixin.stem: ((mixin,), setting) for mixin, setting in SETTINGS.items()},
-    "stack": (TECHNIQUES, STACK),
+    "stack": (ALL, stacked(ALL)),
     "exact_stack": (EXACT, stacked(EXACT)),
 }

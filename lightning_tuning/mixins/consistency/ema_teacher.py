@@ -143,7 +143,7 @@ class EMATeacherMixin(TuningMixin):
         self._ema_average = ModuleAverage(self._teacher, self, self.ema_teacher_buffers == "average")
         # Read once: the buffer lives on the device, where a look at each step would wait for it.
         self._ema_updates = int(self.ema_teacher_updates)
-        if self._ema_updates == 0:  # weights may have been loaded after the copy was made
+        if self._ema_updates == 0 and self.trainer.ckpt_path is None:  # weights may have been loaded since the copy
             self._ema_average.update(decay=0.0)
 
     def _follow(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
