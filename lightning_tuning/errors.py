@@ -57,6 +57,19 @@ def check_range(
         raise InvalidValueError(f"{name} is {value!r}; it must be a number in {interval}.")
 
 
+def check_whole(name: str, value: float, low: int = 0) -> None:
+    """Raise :class:`InvalidValueError` unless ``value`` is a whole number of at least ``low``.
+
+    Example:
+        >>> check_whole("cutout_size", 8)
+        >>> check_whole("cutout_size", 7.5)
+        Traceback (most recent call last):
+        lightning_tuning.errors.InvalidValueError: cutout_size is 7.5; it must be a whole number from 0 on.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InvalidValueError(f"{name} is {value!r}; it must be a whole number from {low} on.")
+
+
 def did_you_mean(name: object, names: Iterable[str], cutoff: float = 0.6) -> str:
     """How a sentence about an unknown name ends: with the nearest name that exists, if one is near.
 

@@ -4,7 +4,7 @@ from .averaging import ModuleAverage, ema_decay, ema_update_
 from .divergence import kl_divergence, symmetric_kl_divergence
 from .entropy import entropy
 from .flooding import flood
-from .mixing import mix, sample_beta
+from .mixing import Box, mix, paste, sample_beta, sample_box, squares
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, global_norm, sam_ascent
 from .pseudo_label import fixmatch_loss
@@ -13,6 +13,7 @@ from .targets import class_probabilities, smooth_labels
 
 __all__ = [
     "ModuleAverage",
+    "Box",
     "RngState",
     "asam_ascent",
     "class_probabilities",
@@ -28,9 +29,12 @@ __all__ = [
     "kl_divergence",
     "l1_norm",
     "mix",
+    "paste",
     "sam_ascent",
     "sample_beta",
+    "sample_box",
     "set_rng_state",
     "smooth_labels",
+    "squares",
     "symmetric_kl_divergence",
 ]

@@ -6,11 +6,14 @@ from .consistency.ema_teacher import EMATeacherMixin
 from .consistency.fixmatch import FixMatchMixin
 from .plan import Cost, Plan, plan
 from .regularization.confidence_penalty import ConfidencePenaltyMixin
+from .regularization.cutmix import CutMixMixin
+from .regularization.cutout import CutoutMixin
 from .regularization.flooding import FloodingMixin
 from .regularization.l1 import L1Mixin
 from .regularization.l2 import L2Mixin
 from .regularization.l2sp import L2SPMixin
 from .regularization.label_smoothing import LabelSmoothingMixin
+from .regularization.manifold_mixup import ManifoldMixupMixin
 from .regularization.mixup import MixupMixin
 from .regularization.rdrop import RDropMixin
 from .regularization.sam import SAMMixin
@@ -20,6 +23,9 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     EMATeacherMixin,
     FixMatchMixin,
     MixupMixin,
+    CutMixMixin,
+    ManifoldMixupMixin,
+    CutoutMixin,
     RDropMixin,
     LabelSmoothingMixin,
     ConfidencePenaltyMixin,
@@ -35,6 +41,8 @@ __all__ = [
     "TECHNIQUES",
     "ConfidencePenaltyMixin",
     "Cost",
+    "CutMixMixin",
+    "CutoutMixin",
     "EMATeacherMixin",
     "FixMatchMixin",
     "FloodingMixin",
@@ -42,6 +50,7 @@ __all__ = [
     "L2Mixin",
     "L2SPMixin",
     "LabelSmoothingMixin",
+    "ManifoldMixupMixin",
     "MixupMixin",
     "Plan",
     "RDropMixin",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_tuning.errors import CompositionError, NoEffectError
 
+from .composition import members
+
 if TYPE_CHECKING:
     from .base import TuningMixin
 
@@ -118,10 +120,11 @@ def check_plan(module: Any) -> None:
 
 def hooks_of(technique: type[TuningMixin]) -> Iterator[str]:
     """The methods that a technique overrides, of those that a training run calls."""
+    from .base import TuningMixin
+
     own = ("no_effect", "extra_cost", "is_on")
-    base = technique.__mro__[1]
-    for name, member in vars(technique).items():
-        if callable(member) and not name.startswith("_") and name not in own and hasattr(base, name):
+    for name, member in members(technique).items():
+        if callable(member) and not name.startswith("_") and name not in own and hasattr(TuningMixin, name):
             yield name
 
 
