@@ -31,15 +31,18 @@ def mix(values: Tensor, index: Tensor, share: float) -> Tensor:
         share: Weight of the sample itself, in ``[0, 1]``.
 
     Returns:
-        ``[N, ...]``.
+        ``[N, ...]``, laid out in memory as ``values`` is.
 
     Example:
         >>> mix(torch.tensor([[0.0], [4.0]]), torch.tensor([1, 0]), 0.75)
         tensor([[1.],
                 [3.]])
     """
-    # index_select and not values[index], whose backward is many times slower.
-    return values.index_select(0, index).lerp_(values, share)
+    # index_select and not values[index], whose backward is many times slower. It returns the layout of the indices, so
+    # the dimensions go in by falling stride: after channels-last images would come slower layers otherwise.
+    order = [0, *sorted(range(1, values.ndim), key=values.stride, reverse=True)]
+    values = values.permute(order)
+    return values.index_select(0, index).lerp_(values, share).permute([order.index(d) for d in range(len(order))])
 
 
 class Box(NamedTuple):

@@ -115,3 +115,11 @@ def test_squares_pixel_by_pixel(size):
         top, left = row - size // 2, column - size // 2
         expected[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)] = True
         np.testing.assert_array_equal(square.numpy(), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_mix_keeps_the_layout_in_memory(layout):
+    values = torch.randn(6, 3, 4, 5).contiguous(memory_format=layout)
+    mixed = mix(values, torch.tensor([1, 2, 3, 4, 5, 0]), 0.3)
+    assert mixed.stride() == values.stride()
+    torch.testing.assert_close(mixed, 0.3 * values + 0.7 * values.roll(-1, 0))
