@@ -57,7 +57,7 @@ def check_range(
         raise InvalidValueError(f"{name} is {value!r}; it must be a number in {interval}.")
 
 
-def check_whole(name: str, value: int, low: int = 1) -> None:
+def check_whole(name: str, value: float, low: int = 0) -> None:
     """Raise :class:`InvalidValueError` unless ``value`` is an integer of at least ``low``.
 
     Args:
@@ -66,7 +66,7 @@ def check_whole(name: str, value: int, low: int = 1) -> None:
         low: Smallest value allowed.
 
     Example:
-        >>> check_whole("jacobian_projections", 0.5)
+        >>> check_whole("jacobian_projections", 0.5, 1)
         Traceback (most recent call last):
         lightning_tuning.errors.InvalidValueError: jacobian_projections is 0.5; it must be an integer of at least 1.
     """

@@ -36,6 +36,8 @@ SETTINGS = {
     "fixmatch_weight": 0.3,
     "fixmatch_threshold": 0.35,
     "mixup_alpha": 0.9,
+    "mixup_probability": 1.0,
+    "mixup_off_epoch": None,
     "rdrop_weight": 1 / 3,
 }
 OFF = {"label_smoothing_epsilon": 0.0, "l1_weight": 0.0}

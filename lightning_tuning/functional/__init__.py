@@ -6,7 +6,7 @@ from .divergence import kl_divergence, symmetric_kl_divergence
 from .entropy import entropy
 from .flooding import flood
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
-from .mixing import mix, sample_beta
+from .mixing import Box, mix, paste, sample_beta, sample_box, squares
 from .orthogonality import orthogonality
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, global_norm, sam_ascent
@@ -16,6 +16,7 @@ from .targets import class_probabilities, smooth_labels
 
 __all__ = [
     "ModuleAverage",
+    "Box",
     "RngState",
     "asam_ascent",
     "class_probabilities",
@@ -38,10 +39,13 @@ __all__ = [
     "mix",
     "orthogonality",
     "power_iteration",
+    "paste",
     "sam_ascent",
     "sample_beta",
+    "sample_box",
     "set_rng_state",
     "smooth_labels",
     "spectral_norm",
+    "squares",
     "symmetric_kl_divergence",
 ]

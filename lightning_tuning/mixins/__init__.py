@@ -6,6 +6,8 @@ from .consistency.ema_teacher import EMATeacherMixin
 from .consistency.fixmatch import FixMatchMixin
 from .plan import Cost, Plan, plan
 from .regularization.confidence_penalty import ConfidencePenaltyMixin
+from .regularization.cutmix import CutMixMixin
+from .regularization.cutout import CutoutMixin
 from .regularization.flooding import FloodingMixin
 from .regularization.gradient_penalty import GradientPenaltyMixin
 from .regularization.jacobian import JacobianMixin
@@ -13,6 +15,7 @@ from .regularization.l1 import L1Mixin
 from .regularization.l2 import L2Mixin
 from .regularization.l2sp import L2SPMixin
 from .regularization.label_smoothing import LabelSmoothingMixin
+from .regularization.manifold_mixup import ManifoldMixupMixin
 from .regularization.max_norm import MaxNormMixin
 from .regularization.mixup import MixupMixin
 from .regularization.orthogonal import OrthogonalMixin
@@ -25,6 +28,9 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     EMATeacherMixin,
     FixMatchMixin,
     MixupMixin,
+    CutMixMixin,
+    ManifoldMixupMixin,
+    CutoutMixin,
     RDropMixin,
     LabelSmoothingMixin,
     ConfidencePenaltyMixin,
@@ -45,6 +51,8 @@ __all__ = [
     "TECHNIQUES",
     "ConfidencePenaltyMixin",
     "Cost",
+    "CutMixMixin",
+    "CutoutMixin",
     "EMATeacherMixin",
     "FixMatchMixin",
     "FloodingMixin",
@@ -55,6 +63,7 @@ __all__ = [
     "L2SPMixin",
     "LabelSmoothingMixin",
     "MaxNormMixin",
+    "ManifoldMixupMixin",
     "MixupMixin",
     "OrthogonalMixin",
     "Plan",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_tuning.errors import CompositionError, InvalidValueError, did_you_mean
 
-from .composition import check_composition, check_not_pytorch_lightning, hosts_of, own_arguments, techniques_of
+from .composition import check_composition, check_not_pytorch_lightning, hosts_of, members, own_arguments, techniques_of
 from .plan import Cost, check_plan, plan
 from .terms import term_log
 
@@ -82,14 +82,18 @@ class TuningMixin(LightningModule):
         """The arguments of the techniques that are switched on, by name. They go into the loggers' run config."""
         return {name: getattr(self, name) for t in self.active_techniques() for name in own_arguments(t)}
 
-    def class_count(self) -> int:
-        """The host's ``num_classes``: its attribute or hyper-parameter."""
+    def class_count(self, technique: str) -> int:
+        """The host's ``num_classes``: its attribute or hyper-parameter.
+
+        Args:
+            technique: Who asks, for the message.
+        """
         count = getattr(self, "num_classes", None) or self.hparams.get("num_classes")
         if count is None:
             raise MisconfigurationException(
-                f"{self._host_name} has no attribute num_classes, which "
-                f"{', '.join(t.__name__ for t in self.active_techniques() if 'num_classes' in t.needs)} needs. "
-                "Write self.num_classes = ... in its __init__."
+                f"{self._host_name} has no attribute num_classes, which {technique} needs to make class ids "
+                "probabilities. Write self.num_classes = ... in its __init__; a target that is no class ids has to be "
+                "floating."
             )
         return count
 
@@ -167,8 +171,6 @@ class TuningMixin(LightningModule):
                 f"{names}: mixins need automatic optimization, but {self._host_name} sets "
                 "self.automatic_optimization = False. Remove that line, or the mixins."
             )
-        if any("num_classes" in t.needs for t in active):
-            self.class_count()
         strategy = type(self.trainer.strategy).__name__
         unfit = ", ".join(t.__name__ for t in active if not t.sharded)
         if unfit and strategy in _SHARDED_STRATEGIES:
@@ -199,7 +201,7 @@ class TuningMixin(LightningModule):
 
     def _check_loss_is_used(self) -> None:
         """A host whose training_step never calls compute_loss would leave the mixins that change the loss dead."""
-        dead = [t.__name__ for t in self.active_techniques() if "compute_loss" in vars(t)]
+        dead = [t.__name__ for t in self.active_techniques() if "compute_loss" in members(t)]
         if dead:
             raise MisconfigurationException(
                 f"{self._host_name}.training_step does not call self.compute_loss(logits, target), so "

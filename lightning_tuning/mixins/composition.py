@@ -35,6 +35,19 @@ def techniques_of(cls: type) -> list[type[TuningMixin]]:
     return [c for c in cls.__mro__ if is_technique(c)]
 
 
+def members(technique: type, base: type | None = None) -> dict[str, Any]:
+    """What a technique defines, itself or in a class that it shares with other techniques, by name.
+
+    Args:
+        technique: A mixin, or another class with ``base`` among its bases.
+        base: The class whose members, and those behind it, do not count. Default: ``TuningMixin``.
+    """
+    from .base import TuningMixin
+
+    own = itertools.takewhile(lambda c: c is not (base or TuningMixin), technique.__mro__)
+    return {name: member for c in reversed(list(own)) for name, member in vars(c).items()}
+
+
 def hosts_of(cls: type) -> list[type[LightningModule]]:
     """The LightningModules in ``cls`` that are neither mixins nor Lightning's own, left to right."""
     return [
@@ -111,14 +124,15 @@ def _check_nothing_hides_a_mixin(cls: type, techniques: list) -> None:
     """A method written into the composed class stands left of the mixins: without super() it switches them off."""
     from .base import TuningMixin
 
+    hideable = {**{t: members(t) for t in techniques}, TuningMixin: vars(TuningMixin)}
     for left in cls.__mro__[: cls.__mro__.index(techniques[-1])]:
-        if is_technique(left):
+        if any(issubclass(t, left) for t in techniques):  # a technique, or a base that some share
             continue
         for name, member in vars(left).items():
             if not inspect.isfunction(member) or name.startswith("__") or _calls_super(member):
                 continue
             behind = left.__mro__[1:]
-            hidden = [t for t in (*techniques, TuningMixin) if t in behind and name in vars(t)]
+            hidden = [t for t, defined in hideable.items() if t in behind and name in defined]
             if hidden:
                 raise CompositionError(
                     f"{left.__name__}.{name} does not call super(), so {hidden[0].__name__} would do nothing. "
@@ -138,10 +152,11 @@ def _check_order(cls: type, techniques: list, hosts: list) -> None:
 
 
 def _provides(cls: type, name: str) -> bool:
-    from .base import TuningMixin
-
-    own = (*LightningModule.__mro__, TuningMixin)
-    return any(name in vars(c) for c in cls.__mro__ if c not in own and not is_technique(c))
+    techniques = techniques_of(cls)
+    hosts = (
+        c for c in cls.__mro__ if c not in LightningModule.__mro__ and not any(issubclass(t, c) for t in techniques)
+    )
+    return any(name in vars(c) for c in hosts)
 
 
 def _check_host_members(cls: type, techniques: list, hosts: list) -> None:
@@ -180,7 +195,7 @@ OWN_NAMES = (
 
 
 def _check_training_step(techniques: list, hosts: list) -> None:
-    if not any("training_step" in vars(t) for t in techniques):
+    if not any("training_step" in members(t) for t in techniques):
         return
     host = next((h for h in hosts if "training_step" in vars(h)), None)
     if host is None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_tuning.errors import InvalidValueError
+
 
 def map_inputs(function: Callable[[Tensor], Tensor], x: Any) -> Any:
     """Apply ``function`` to a tensor, or to each tensor of a dict; entries that are no tensors stay."""
@@ -19,3 +21,35 @@ def map_inputs(function: Callable[[Tensor], Tensor], x: Any) -> Any:
 def first_tensor(x: Any) -> Tensor:
     """The tensor ``x``, or the first tensor of the dict ``x``: it tells batch size and device."""
     return next(v for v in x.values() if isinstance(v, Tensor)) if isinstance(x, Mapping) else x
+
+
+def check_inputs(x: Any, technique: str) -> None:
+    """Raise :class:`InvalidValueError` unless ``x`` is a tensor or a dict with tensors."""
+    values = list(x.values()) if isinstance(x, Mapping) else [x]
+    if not any(isinstance(v, Tensor) for v in values):
+        raise InvalidValueError(
+            f"{technique} takes inputs that are a tensor or a dict of tensors, but got a {type(x).__name__}. Return "
+            "one of them from unpack_batch(batch) -> (x, target)."
+        )
+
+
+def image_size(x: Any, technique: str, otherwise: str) -> tuple[int, int]:
+    """``(H, W)`` of images ``[N, C, H, W]``, or of a dict of such images of one size.
+
+    Args:
+        x: The inputs.
+        technique: Who asks, for the message.
+        otherwise: What to do if they are none, for the message.
+
+    Raises:
+        InvalidValueError: The inputs are something else.
+    """
+    tensors = [v for v in x.values() if isinstance(v, Tensor)] if isinstance(x, Mapping) else [x]
+    images = [v for v in tensors if v.ndim == 4]
+    if len(images) < len(tensors) or len({v.shape[2:] for v in images}) > 1:
+        came = " and ".join(str(list(v.shape)) for v in tensors)
+        raise InvalidValueError(
+            f"{technique} takes images [N, C, H, W] of one size, but the input is {came}. {otherwise}"
+        )
+    height, width = images[0].shape[2:]
+    return height, width

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lightning.pytorch import Callback
+
 from lightning_tuning.errors import CompositionError, NoEffectError
+
+from .composition import members
 
 if TYPE_CHECKING:
     from .base import TuningMixin
@@ -125,10 +129,12 @@ def check_plan(module: Any) -> None:
 
 def hooks_of(technique: type) -> Iterator[str]:
     """The methods that a technique (a mixin or a callback) overrides, of those that a training run calls."""
-    own = ("no_effect", "extra_cost", "is_on", "state_dict", "load_state_dict")
-    base = technique.__mro__[1]
-    for name, member in vars(technique).items():
-        if callable(member) and not name.startswith("_") and name not in own and hasattr(base, name):
+    from .base import TuningMixin
+
+    no_hooks = ("no_effect", "extra_cost", "is_on", "state_dict", "load_state_dict")
+    base: type = TuningMixin if issubclass(technique, TuningMixin) else Callback
+    for name, member in members(technique, base).items():
+        if callable(member) and not name.startswith("_") and name not in no_hooks and hasattr(base, name):
             yield name
 
 

@@ -6,8 +6,11 @@ wanted at the logging steps and as a mean over the epoch, so that is all that is
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, distributed
 
 
 class TermLog:
@@ -44,10 +47,26 @@ class TermLog:
 
     def hand_over_epoch(self, module: LightningModule) -> None:
         """Log each term's mean over the epoch as ``<name>_epoch``. Call it in ``on_train_epoch_end``."""
-        for name, total in self._sum.items():
+        for name, mean in self._means(module).items():
             # A term may be a CPU scalar (mixup's share); NCCL reduces on the device alone.
-            module.log(f"{name}_epoch", (total / self._count[name]).to(module.device), sync_dist=True)
+            module.log(f"{name}_epoch", mean.to(module.device), sync_dist=True)
         self.clear()
+
+    def _means(self, module: LightningModule) -> dict[str, Tensor]:
+        """Each term's mean over the batches, of all ranks, that recorded it; the same names in one order on each rank.
+
+        Ranks record different terms where each draws whether it mixes a batch, and `self.log` would average what comes
+        first on one rank with what comes first on another.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()) or module.trainer.world_size == 1:
+            return {name: total / self._count[name] for name, total in self._sum.items()}
+        ranks: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(ranks, {name: (v.item(), self._count[name]) for name, v in self._sum.items()})
+        means = {}
+        for name in sorted({name for sums in ranks for name in sums}):
+            totals, counts = zip(*(sums[name] for sums in ranks if name in sums), strict=True)
+            means[name] = torch.tensor(sum(totals) / sum(counts))
+        return means
 
     def clear(self) -> None:
         """Forget the epoch. Call it in ``on_fit_start``: an earlier fit may have been interrupted within one."""

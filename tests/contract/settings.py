@@ -8,6 +8,8 @@ from typing import Any
 from lightning_tuning.mixins import (
     TECHNIQUES,
     ConfidencePenaltyMixin,
+    CutMixMixin,
+    CutoutMixin,
     EMATeacherMixin,
     FixMatchMixin,
     FloodingMixin,
@@ -17,6 +19,7 @@ from lightning_tuning.mixins import (
     L2Mixin,
     L2SPMixin,
     LabelSmoothingMixin,
+    ManifoldMixupMixin,
     MaxNormMixin,
     MixupMixin,
     OrthogonalMixin,
@@ -53,6 +56,11 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     ),
     # Partners come from the same micro-batch.
     MixupMixin: Setting({"mixup_alpha": 0.5}, exact=False, terms=("train/mixup",), refuses=("tokens",)),
+    # Partners come from the same micro-batch; a resumed run of 3 epochs passes the epoch where mixup ends.
+    MixupMixin: Setting({"mixup_alpha": 0.5, "mixup_off_epoch": 2}, exact=False, terms=("train/mixup",)),
+    CutMixMixin: Setting({"cutmix_alpha": 1.0, "cutmix_probability": 0.9}, exact=False, terms=("train/cutmix",)),
+    ManifoldMixupMixin: Setting({"manifold_mixup_alpha": 1.0}, exact=False, terms=("train/manifold_mixup",)),
+    CutoutMixin: Setting({"cutout_size": 2}, exact=False, terms=("train/cutout",)),
     RDropMixin: Setting({"rdrop_weight": 0.8}, terms=("train/rdrop",)),
     LabelSmoothingMixin: Setting({"label_smoothing_epsilon": 0.15}),
     ConfidencePenaltyMixin: Setting({"confidence_penalty_weight": 0.3}, terms=("train/confidence_penalty",)),

@@ -72,3 +72,28 @@ def test_a_forked_fit_leaves_its_teacher_to_the_main_process(tmp_path):
     assert int(net.ema_teacher_updates) == 4
     assert torch.equal(answer, net.ema_teacher(x))
     assert not torch.equal(answer, net.net(x))
+
+
+class SomeRankTerms(pl.Callback):
+    """Records terms that not every rank has, in another order on each."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        rank = trainer.global_rank
+        for name in ("first", "second") if rank else ("second", "first"):
+            if name == "second" or batch_idx == 0:
+                pl_module.log_term(name, torch.tensor(10.0 * rank + batch_idx + (name == "second") * 100))
+        if rank:
+            pl_module.log_term("third", torch.tensor(7.0))
+
+    def on_train_end(self, trainer, pl_module):
+        names = [f"train/{name}_epoch" for name in ("first", "second", "third")]
+        torch.save([trainer.callback_metrics[name].item() for name in names], self.folder / f"{trainer.global_rank}.pt")
+
+
+def test_terms_that_only_some_ranks_recorded_are_means_over_the_batches_that_did(tmp_path):
+    made = trainer(tmp_path, strategy="ddp_fork", devices=2, max_epochs=1, callbacks=[SomeRankTerms(tmp_path)])
+    made.fit(make("mixup"), loaders(ROWS["mixup"][1], 8))  # 2 batches a rank
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)] == [[5.0, 105.5, 7.0]] * 2

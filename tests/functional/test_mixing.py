@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_tuning.functional import mix, sample_beta
+from lightning_tuning.functional import Box, mix, paste, sample_beta, sample_box, squares
 from tests.numerics import array
 
 
@@ -49,3 +49,77 @@ def test_it_draws_from_torchs_default_generator():
     assert first != second
     torch.set_rng_state(state)
     assert sample_beta(0.3) == first
+
+
+def test_the_box_is_that_of_the_papers_algorithm():
+    """r_w = W sqrt(1 - lambda), a uniform centre, edges clipped and rounded."""
+    for share in np.linspace(0, 1, 40):
+        state = torch.get_rng_state()
+        row, column = torch.rand(2, dtype=torch.float64).numpy() * [20, 50]
+        torch.set_rng_state(state)
+        box = sample_box(20, 50, float(share))
+        high, wide = 20 * np.sqrt(share), 50 * np.sqrt(share)
+        rows = np.rint(np.clip([row - high / 2, row + high / 2], 0, 20))
+        columns = np.rint(np.clip([column - wide / 2, column + wide / 2], 0, 50))
+        np.testing.assert_array_equal([box.top, box.bottom, box.left, box.right], [*rows, *columns])
+        assert box.area == (rows[1] - rows[0]) * (columns[1] - columns[0])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_mean_area_of_a_clipped_box(share):
+    """A side r of a unit interval loses r^2 / 4 on average: twice the integral of r/2 - c over the centres c < r/2."""
+    areas = np.array([sample_box(1000, 500, share).area / 500_000 for _ in range(4000)])
+    side = np.sqrt(share)
+    assert areas.mean() == pytest.approx((side - side**2 / 4) ** 2, abs=5 * areas.std() / np.sqrt(4000))
+
+
+def test_no_share_is_an_empty_box():
+    assert all(sample_box(31, 17, 0.0).area == 0 for _ in range(200))
+
+
+BOX = Box(top=1, bottom=3, left=2, right=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 6), (3, 4, 6)])
+def test_paste(shape, dtype):
+    values, index = (torch.randn(shape) * 9).abs().to(dtype), torch.tensor([2, 0, 1])
+    expected = values.numpy().copy()
+    for sample, partner in enumerate([2, 0, 1]):
+        expected[sample, ..., 1:3, 2:5] = values.numpy()[partner, ..., 1:3, 2:5]
+    before = values.clone()
+    pasted = paste(values, index, BOX)
+    np.testing.assert_array_equal(pasted.numpy(), expected)
+    assert pasted.dtype == dtype
+    assert torch.equal(values, before)
+
+
+def test_an_empty_box_is_the_identity_and_the_whole_image_the_partner():
+    values, index = torch.randn(3, 2, 4, 6), torch.tensor([1, 2, 0])
+    assert torch.equal(paste(values, index, Box(2, 2, 1, 5)), values)
+    assert torch.equal(paste(values, index, Box(0, 4, 0, 6)), values[index])
+
+
+def test_gradient_of_paste():
+    values = torch.randn(3, 2, 4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: paste(v, torch.tensor([2, 0, 1]), BOX), values)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 9])
+def test_squares_pixel_by_pixel(size):
+    centers = [(row, column) for row in range(4) for column in range(6)]
+    inside = squares(*map(torch.tensor, zip(*centers, strict=True)), size, height=4, width=6)
+    assert inside.shape == (24, 1, 4, 6)
+    for square, (row, column) in zip(inside[:, 0], centers, strict=True):
+        expected = np.zeros((4, 6), dtype=bool)
+        top, left = row - size // 2, column - size // 2
+        expected[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)] = True
+        np.testing.assert_array_equal(square.numpy(), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_mix_keeps_the_layout_in_memory(layout):
+    values = torch.randn(6, 3, 4, 5).contiguous(memory_format=layout)
+    mixed = mix(values, torch.tensor([1, 2, 3, 4, 5, 0]), 0.3)
+    assert mixed.stride() == values.stride()
+    torch.testing.assert_close(mixed, 0.3 * values + 0.7 * values.roll(-1, 0))

@@ -5,7 +5,7 @@ import pytest
 from lightning_tuning import EMATeacherMixin, L1Mixin, MixupMixin, RDropMixin, SAMMixin, TuningMixin, plan
 from lightning_tuning.errors import CompositionError, NoEffectError
 from lightning_tuning.mixins import TECHNIQUES
-from lightning_tuning.mixins.composition import is_technique
+from lightning_tuning.mixins.composition import is_technique, members
 from lightning_tuning.mixins.plan import CHANGES, hooks_of
 from tests.mixins.tiny import Tiny, batches, deep, fit
 
@@ -114,5 +114,5 @@ def test_what_each_technique_says_of_itself(technique):
     stems = {t.stem for t in TECHNIQUES if is_technique(t)}
     assert set(technique.conflicts) <= stems - {technique.stem}
     assert all(advice.endswith(".") for advice in technique.conflicts.values())
-    assert set(hooks_of(technique)) <= set(vars(technique))
+    assert set(hooks_of(technique)) <= set(members(technique))
     assert technique.tasks

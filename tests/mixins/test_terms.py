@@ -140,7 +140,8 @@ def test_the_run_config_gets_the_settings_of_what_is_on():
     memory = Memory()
     net = Stack(mixup_alpha=0.2, l1_weight=0.0)
     fit(net, batches(1), logger=memory)
-    assert memory.settings == net.tuning_settings() == {"mixup_alpha": 0.2}
+    settings = {"mixup_alpha": 0.2, "mixup_probability": 1.0, "mixup_off_epoch": None}
+    assert memory.settings == net.tuning_settings() == settings
 
 
 class BreaksOff(pl.Callback):

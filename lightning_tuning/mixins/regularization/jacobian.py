@@ -44,7 +44,7 @@ class JacobianMixin(TuningMixin):
     def __init__(self, *args: Any, jacobian_weight: float = 0.01, jacobian_projections: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_range("jacobian_weight", jacobian_weight)
-        check_whole("jacobian_projections", jacobian_projections)
+        check_whole("jacobian_projections", jacobian_projections, 1)
         self.jacobian_weight = jacobian_weight
         self.jacobian_projections = jacobian_projections
         self._jacobian_inputs: list[Tensor] = []

@@ -55,7 +55,7 @@ class SpectralNormMixin(TuningMixin):
         super().__init__(*args, **kwargs)
         if spectral_norm_bound is not None:
             check_range("spectral_norm_bound", spectral_norm_bound, open_low=True)
-        check_whole("spectral_norm_iterations", spectral_norm_iterations)
+        check_whole("spectral_norm_iterations", spectral_norm_iterations, 1)
         self.spectral_norm_bound = spectral_norm_bound
         self.spectral_norm_iterations = spectral_norm_iterations
         self.spectral_norm_layers = spectral_norm_layers

@@ -20,8 +20,8 @@ class Net(MixupMixin, Tiny):
 
 
 class Unnumbered(Tiny):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, network=None):
+        super().__init__(network)
         del self.num_classes
 
 
@@ -149,7 +149,7 @@ def test_integers_cannot_be_mixed(as_dict):
         Net(mixup_alpha=1.0).training_step(({"features": tokens} if as_dict else tokens, torch.zeros(8).long()), 0)
     assert str(caught.value) == (
         "MixupMixin cannot mix inputs of type torch.int64. It mixes floating tensors only: use it on images or "
-        "vectors, or leave it off (mixup_alpha=0)."
+        "vectors, or leave it off (mixup_alpha=0). ManifoldMixupMixin mixes hidden layers, and so takes token ids."
     )
 
 
@@ -158,13 +158,65 @@ def test_labels_out_of_range():
         Net(mixup_alpha=1.0).training_step((torch.randn(2, 4), torch.tensor([0, 3])), 0)
 
 
-def test_a_host_without_num_classes_is_refused_at_the_start():
+def test_class_ids_need_num_classes():
+    net = UnnumberedNet(mixup_alpha=1.0)
     with pytest.raises(MisconfigurationException) as caught:
-        fit(UnnumberedNet(mixup_alpha=1.0), batches(1))
+        fit(net, batches(1))
     assert str(caught.value) == (
-        "Unnumbered has no attribute num_classes, which MixupMixin needs. Write self.num_classes = ... in its __init__."
+        "Unnumbered has no attribute num_classes, which MixupMixin needs to make class ids probabilities. Write "
+        "self.num_classes = ... in its __init__; a target that is no class ids has to be floating."
     )
+    assert net.batches == []
     fit(UnnumberedNet(mixup_alpha=0), batches(1))
+
+
+class Regression(Unnumbered):
+    task = "regression"
+
+    def compute_loss(self, logits, target):
+        self.targets.append(target)
+        return F.mse_loss(logits.squeeze(1), target)
+
+
+class RegressionNet(MixupMixin, Regression):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("outputs", "target"),
+    [(1, torch.randn(8)), (3, torch.rand(8, 3)), (1, torch.arange(8)), (3, torch.randint(2, (8, 3)).bool())],
+    ids=["numbers", "vectors", "whole numbers", "indicators"],
+)
+def test_values_are_mixed_as_they_are_and_need_no_num_classes(outputs, target):
+    net, x = RegressionNet(torch.nn.Linear(4, outputs), mixup_alpha=1.0), torch.randn(8, 4)
+    torch.manual_seed(5)
+    share, partner = drawn(1.0, 8)
+    given = array(target)
+    net.training_step((x, target), 0)
+    assert net.targets[0].dtype == torch.float32
+    np.testing.assert_allclose(array(net.targets[0]), share * given + (1 - share) * given[partner], atol=1e-6)
+    np.testing.assert_array_equal(array(target), given)
+
+
+def test_dense_class_ids_become_probabilities_of_each_pixel():
+    net = Net(torch.nn.Conv2d(2, 3, 1), mixup_alpha=1.0)
+    x, ids = torch.randn(8, 2, 5, 5), torch.randint(3, (8, 5, 5))
+    torch.manual_seed(5)
+    share, partner = drawn(1.0, 8)
+    net.training_step((x, ids), 0)
+    labels = one_hot(ids.numpy(), 3)
+    assert labels.shape == (8, 3, 5, 5)
+    np.testing.assert_allclose(array(net.targets[0]), share * labels + (1 - share) * labels[partner], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 7])
+def test_an_odd_batch(size):
+    net = Net(mixup_alpha=1.0)
+    x, ids = batches(1, size)[0]
+    share, partner = drawn(1.0, size)
+    net.training_step((x, ids), 0)
+    expected = share * array(x) + (1 - share) * array(x)[partner]
+    np.testing.assert_allclose(array(net.batches[0][0]), expected, atol=1e-6)
 
 
 def test_a_batch_of_another_form():
