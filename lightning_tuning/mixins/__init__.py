@@ -6,6 +6,8 @@ from .consistency.ema_teacher import EMATeacherMixin
 from .consistency.fixmatch import FixMatchMixin
 from .plan import Cost, Plan, plan
 from .regularization.confidence_penalty import ConfidencePenaltyMixin
+from .regularization.dropblock import DropBlockMixin
+from .regularization.dropout import DropoutMixin
 from .regularization.flooding import FloodingMixin
 from .regularization.l1 import L1Mixin
 from .regularization.l2 import L2Mixin
@@ -14,6 +16,8 @@ from .regularization.label_smoothing import LabelSmoothingMixin
 from .regularization.mixup import MixupMixin
 from .regularization.rdrop import RDropMixin
 from .regularization.sam import SAMMixin
+from .regularization.stochastic_depth import StochasticDepthMixin
+from .regularization.weight_noise import WeightNoiseMixin
 
 TECHNIQUES: tuple[type[TuningMixin], ...] = (
     SAMMixin,
@@ -24,6 +28,10 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     LabelSmoothingMixin,
     ConfidencePenaltyMixin,
     FloodingMixin,
+    WeightNoiseMixin,
+    DropoutMixin,
+    DropBlockMixin,
+    StochasticDepthMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
@@ -35,6 +43,8 @@ __all__ = [
     "TECHNIQUES",
     "ConfidencePenaltyMixin",
     "Cost",
+    "DropBlockMixin",
+    "DropoutMixin",
     "EMATeacherMixin",
     "FixMatchMixin",
     "FloodingMixin",
@@ -46,7 +56,9 @@ __all__ = [
     "Plan",
     "RDropMixin",
     "SAMMixin",
+    "StochasticDepthMixin",
     "TuningMixin",
+    "WeightNoiseMixin",
     "compose",
     "plan",
 ]
