@@ -68,10 +68,19 @@ def drop_block_mask(x: Tensor, rate: float, size: int) -> Tensor:
     *outer, height, width = x.shape
     rows, columns = min(size, height), min(size, width)
     corners = torch.rand(*outer, height - rows + 1, width - columns + 1, device=x.device)
-    corners = (corners < drop_block_gamma(rate, size, height, width)).float()
-    # A pixel is dropped if one of the corners within a block's reach above and left of it was drawn.
-    padded = F.pad(corners, (columns - 1, columns - 1, rows - 1, rows - 1))
-    return F.max_pool2d(padded, (rows, columns), stride=1).bool()
+    drawn = corners < drop_block_gamma(rate, size, height, width)
+    return _reaching(_reaching(F.pad(drawn, (0, columns - 1, 0, rows - 1)), rows, -2), columns, -1)
+
+
+def _reaching(mask: Tensor, length: int, dim: int) -> Tensor:
+    """``mask`` with each True made a run of ``length`` along ``dim`` (-2 or -1). Max pooling would do it too, on a CPU
+    5 to 20 times slower."""
+    reach = 1
+    while reach < length:
+        step = min(reach, length - reach)
+        mask = mask | F.pad(mask, (step, -step) if dim == -1 else (0, 0, step, -step))
+        reach += step
+    return mask
 
 
 def drop_block(x: Tensor, rate: float, size: int) -> Tensor:
