@@ -3,13 +3,14 @@
 from .averaging import ModuleAverage, ema_decay, ema_update_
 from .constraint import max_norm_, power_iteration, spectral_norm
 from .divergence import kl_divergence, symmetric_kl_divergence
+from .dropping import drop_block, drop_block_gamma, drop_block_mask, drop_path, drop_rate
 from .entropy import entropy
 from .flooding import flood
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .mixing import Box, mix, paste, sample_beta, sample_box, squares
 from .orthogonality import orthogonality
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
-from .perturbation import asam_ascent, global_norm, sam_ascent
+from .perturbation import asam_ascent, global_norm, sam_ascent, weight_noise
 from .pseudo_label import fixmatch_loss
 from .rng import RngState, get_rng_state, set_rng_state
 from .targets import class_probabilities, smooth_labels
@@ -20,6 +21,11 @@ __all__ = [
     "RngState",
     "asam_ascent",
     "class_probabilities",
+    "drop_block",
+    "drop_block_gamma",
+    "drop_block_mask",
+    "drop_path",
+    "drop_rate",
     "ema_decay",
     "ema_update_",
     "entropy",
@@ -48,4 +54,5 @@ __all__ = [
     "spectral_norm",
     "squares",
     "symmetric_kl_divergence",
+    "weight_noise",
 ]

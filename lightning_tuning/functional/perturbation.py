@@ -64,3 +64,27 @@ def asam_ascent(
     scaled_gradients = torch._foreach_mul(gradients, scales)
     step = rho / (global_norm(scaled_gradients) + 1e-12)
     return torch._foreach_mul(torch._foreach_mul(scaled_gradients, scales), step)
+
+
+def weight_noise(parameters: list[Tensor], std: float, relative: bool = False) -> list[Tensor]:
+    """The weights with Gaussian noise added; their gradients are those of the weights.
+
+    Args:
+        parameters: The weights.
+        std: Standard deviation of the noise, >= 0.
+        relative: Whether ``std`` counts in standard deviations of each weight tensor.
+
+    Returns:
+        ``w + std * n`` with ``n`` standard normal (``w + std * s(w) * n``, s the standard deviation over the elements
+        of w), one tensor a parameter. Source: An, 1996, "The effects of adding noise during backpropagation training
+        on a generalization performance".
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> weight_noise([torch.zeros(2), torch.ones(2)], std=0.1, relative=True)
+        [tensor([0., 0.]), tensor([1., 1.])]
+    """
+    noise = [torch.randn_like(p, requires_grad=False).mul_(std) for p in parameters]
+    if relative:
+        noise = [n * p.detach().std(correction=0) for n, p in zip(noise, parameters, strict=True)]
+    return [p + n for p, n in zip(parameters, noise, strict=True)]

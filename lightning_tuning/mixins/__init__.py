@@ -8,6 +8,8 @@ from .plan import Cost, Plan, plan
 from .regularization.confidence_penalty import ConfidencePenaltyMixin
 from .regularization.cutmix import CutMixMixin
 from .regularization.cutout import CutoutMixin
+from .regularization.dropblock import DropBlockMixin
+from .regularization.dropout import DropoutMixin
 from .regularization.flooding import FloodingMixin
 from .regularization.gradient_penalty import GradientPenaltyMixin
 from .regularization.jacobian import JacobianMixin
@@ -22,6 +24,8 @@ from .regularization.orthogonal import OrthogonalMixin
 from .regularization.rdrop import RDropMixin
 from .regularization.sam import SAMMixin
 from .regularization.spectral_norm import SpectralNormMixin
+from .regularization.stochastic_depth import StochasticDepthMixin
+from .regularization.weight_noise import WeightNoiseMixin
 
 TECHNIQUES: tuple[type[TuningMixin], ...] = (
     SAMMixin,
@@ -39,6 +43,10 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     FloodingMixin,
     MaxNormMixin,
     SpectralNormMixin,
+    WeightNoiseMixin,
+    DropoutMixin,
+    DropBlockMixin,
+    StochasticDepthMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
@@ -53,6 +61,8 @@ __all__ = [
     "Cost",
     "CutMixMixin",
     "CutoutMixin",
+    "DropBlockMixin",
+    "DropoutMixin",
     "EMATeacherMixin",
     "FixMatchMixin",
     "FloodingMixin",
@@ -70,7 +80,9 @@ __all__ = [
     "RDropMixin",
     "SAMMixin",
     "SpectralNormMixin",
+    "StochasticDepthMixin",
     "TuningMixin",
+    "WeightNoiseMixin",
     "compose",
     "plan",
 ]

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from lightning_tuning.errors import InvalidValueError, check_choice, check_range
+from lightning_tuning.mixins.progress import total_steps as total_steps
 
 ScheduleName = Literal["constant", "step", "exponential", "cosine"]
 
@@ -64,28 +61,3 @@ def schedule_factor(name: str, step: int, total: int, warmup: int = 0) -> float:
     if name == "cosine":
         return (1.0 + math.cos(math.pi * p)) / 2
     return 1.0
-
-
-def total_steps(trainer: Trainer) -> int:
-    """Return the number of optimizer steps of the whole run, once its data are set up (``on_train_start`` or later).
-
-    Unlike ``Trainer.estimated_stepping_batches`` it knows a ``GradientAccumulationScheduler``, and it does not set the
-    data up early, which would drop the state of a stateful loader on resume.
-
-    Raises:
-        MisconfigurationException: If the Trainer's arguments leave the length open.
-    """
-    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
-    epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
-    if epochs > 0 and batches != math.inf:
-        changing = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
-        accumulate = (
-            changing[0].get_accumulate_grad_batches if changing else lambda epoch: trainer.accumulate_grad_batches
-        )
-        limits.append(sum(math.ceil(batches / accumulate(epoch)) for epoch in range(epochs)))
-    if not limits:
-        raise MisconfigurationException(
-            "A schedule needs the run's length, and the Trainer has none: set trainer.max_steps, or trainer.max_epochs "
-            "with a data loader of known length, or write --model.schedule=constant."
-        )
-    return min(limits)

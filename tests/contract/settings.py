@@ -10,6 +10,8 @@ from lightning_tuning.mixins import (
     ConfidencePenaltyMixin,
     CutMixMixin,
     CutoutMixin,
+    DropBlockMixin,
+    DropoutMixin,
     EMATeacherMixin,
     FixMatchMixin,
     FloodingMixin,
@@ -26,7 +28,9 @@ from lightning_tuning.mixins import (
     RDropMixin,
     SAMMixin,
     SpectralNormMixin,
+    StochasticDepthMixin,
     TuningMixin,
+    WeightNoiseMixin,
 )
 
 
@@ -71,6 +75,14 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     FloodingMixin: Setting({"flooding_level": 1.05}, exact=False, terms=("train/flooding", "train/flooding_share")),
     MaxNormMixin: Setting({"max_norm_bound": 0.5}),
     SpectralNormMixin: Setting({"spectral_norm_bound": 2.0}),
+    # Each micro-batch has noise and masks of its own. Constant rates: a schedule knows the run's length, and the suite
+    # resumes a shorter run.
+    WeightNoiseMixin: Setting({"weight_noise_std": 0.1, "weight_noise_relative": True}, exact=False),
+    DropoutMixin: Setting({"dropout_rate": 0.3, "dropout_inject": True}, exact=False),
+    DropBlockMixin: Setting(
+        {"dropblock_rate": 0.2, "dropblock_size": 3, "dropblock_schedule": "constant"}, exact=False
+    ),
+    StochasticDepthMixin: Setting({"stochastic_depth_rate": 0.4}, exact=False),
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
     L2Mixin: Setting({"l2_weight": 1e-2}, terms=("train/l2",)),
     L2SPMixin: Setting({"l2sp_weight": 0.1}, terms=("train/l2sp",)),

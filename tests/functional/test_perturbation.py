@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_tuning.functional import asam_ascent, global_norm, sam_ascent
+from lightning_tuning.functional import asam_ascent, global_norm, sam_ascent, weight_noise
 from tests.numerics import array
 
 SHAPES = [(3, 4), (4,), (2, 3, 2, 2)]
@@ -100,3 +100,27 @@ def test_the_arguments_stay_as_they_are():
     asam_ascent(gradients, parameters, [True] * 3, 0.1, 0.01)
     np.testing.assert_array_equal(flat(gradients), before[0])
     np.testing.assert_array_equal(flat(parameters), before[1])
+
+
+def test_weight_noise_has_the_standard_deviation_asked_for():
+    torch.manual_seed(0)
+    weights = [torch.full((200, 300), 2.0), 5 * torch.randn(100, 400)]
+    for relative, expected in ((False, [0.3, 0.3]), (True, [0.0, 0.3 * array(weights[1]).std()])):
+        noise = [array(n - w) for n, w in zip(weight_noise(weights, 0.3, relative), weights, strict=True)]
+        for values, std in zip(noise, expected, strict=True):
+            assert values.std() == pytest.approx(std, rel=4 / (2 * values.size) ** 0.5, abs=1e-6)
+            assert abs(values.mean()) <= 4 * std / values.size**0.5 + 1e-6
+            assert abs(np.mean(values**3)) <= 4 * 15**0.5 * std**3 / values.size**0.5 + 1e-6
+
+
+def test_weight_noise_leaves_the_weights_and_hands_the_gradient_on():
+    w = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    (noisy,) = weight_noise([w], 0.5, relative=True)
+    assert w.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    (noisy**2).sum().backward()
+    np.testing.assert_array_equal(array(w.grad), 2 * array(noisy))
+
+
+def test_weight_noise_of_a_single_weight_is_no_nan():
+    (noisy,) = weight_noise([torch.ones(1, 1)], 0.5, relative=True)
+    assert noisy.item() == 1.0

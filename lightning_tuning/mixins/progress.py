@@ -1,0 +1,44 @@
+"""How far a run has come."""
+
+from __future__ import annotations
+
+import math
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+
+def total_steps(trainer: Trainer, argument: str = "schedule") -> int:
+    """Return the number of optimizer steps of the whole run, once its data are set up (``on_train_start`` or later).
+
+    Unlike ``Trainer.estimated_stepping_batches`` it knows a ``GradientAccumulationScheduler``, and it does not set the
+    data up early, which would drop the state of a stateful loader on resume.
+
+    Args:
+        trainer: The Trainer of the run.
+        argument: The argument that asks for a schedule, named in the error.
+
+    Raises:
+        MisconfigurationException: If the Trainer's arguments leave the length open.
+    """
+    limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+    epochs, batches = trainer.max_epochs or -1, trainer.num_training_batches
+    if epochs > 0 and batches != math.inf:
+        changing = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+        accumulate = (
+            changing[0].get_accumulate_grad_batches if changing else lambda epoch: trainer.accumulate_grad_batches
+        )
+        limits.append(sum(math.ceil(batches / accumulate(epoch)) for epoch in range(epochs)))
+    if not limits:
+        raise MisconfigurationException(
+            "A schedule needs the run's length, and the Trainer has none: set trainer.max_steps, or trainer.max_epochs "
+            f"with a data loader of known length, or write --model.{argument}=constant."
+        )
+    return min(limits)
+
+
+def progress(trainer: Trainer, total: int) -> float:
+    """Return the share of the run's ``total`` optimizer steps that are done, in [0, 1]: nothing else, so it is the same
+    in a resumed run, for all batches of an accumulation window and in SAM's second pass."""
+    return min(trainer.global_step / total, 1.0)
