@@ -4,6 +4,7 @@ from .averaging import ModuleAverage, ema_decay, ema_update_
 from .divergence import kl_divergence, symmetric_kl_divergence
 from .entropy import entropy
 from .flooding import flood
+from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orthonormal
 from .mixing import mix, sample_beta
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, global_norm, sam_ascent
@@ -12,8 +13,10 @@ from .rng import RngState, get_rng_state, set_rng_state
 from .targets import class_probabilities, smooth_labels
 
 __all__ = [
+    "INIT_METHODS",
     "ModuleAverage",
     "RngState",
+    "activation_gain",
     "asam_ascent",
     "class_probabilities",
     "ema_decay",
@@ -25,6 +28,8 @@ __all__ = [
     "global_norm",
     "half_squared_distance",
     "half_squared_norm",
+    "init_weight_",
+    "is_orthonormal",
     "kl_divergence",
     "l1_norm",
     "mix",

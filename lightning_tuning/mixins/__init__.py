@@ -1,5 +1,8 @@
 """The techniques as mixins: ``class Net(SAMMixin, MixupMixin, MyLightningModule): ...``."""
 
+from .architecture.activation import ActivationMixin
+from .architecture.init import InitMixin
+from .architecture.norm import NormMixin
 from .base import TuningMixin
 from .composition import STAGES, compose
 from .consistency.ema_teacher import EMATeacherMixin
@@ -24,6 +27,9 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     LabelSmoothingMixin,
     ConfidencePenaltyMixin,
     FloodingMixin,
+    InitMixin,
+    ActivationMixin,
+    NormMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
@@ -33,16 +39,19 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
 __all__ = [
     "STAGES",
     "TECHNIQUES",
+    "ActivationMixin",
     "ConfidencePenaltyMixin",
     "Cost",
     "EMATeacherMixin",
     "FixMatchMixin",
     "FloodingMixin",
+    "InitMixin",
     "L1Mixin",
     "L2Mixin",
     "L2SPMixin",
     "LabelSmoothingMixin",
     "MixupMixin",
+    "NormMixin",
     "Plan",
     "RDropMixin",
     "SAMMixin",

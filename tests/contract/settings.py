@@ -7,15 +7,18 @@ from typing import Any
 
 from lightning_tuning.mixins import (
     TECHNIQUES,
+    ActivationMixin,
     ConfidencePenaltyMixin,
     EMATeacherMixin,
     FixMatchMixin,
     FloodingMixin,
+    InitMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
     LabelSmoothingMixin,
     MixupMixin,
+    NormMixin,
     RDropMixin,
     SAMMixin,
     TuningMixin,
@@ -53,6 +56,10 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     ConfidencePenaltyMixin: Setting({"confidence_penalty_weight": 0.3}, terms=("train/confidence_penalty",)),
     # |mean - level| is not the mean of |part - level|. The level lies among the losses of the tiny network.
     FloodingMixin: Setting({"flooding_level": 1.05}, exact=False, terms=("train/flooding", "train/flooding_share")),
+    # LSUV scales on the first micro-batch; all else about initialisation is the same however a batch is divided.
+    InitMixin: Setting({"init_method": "lsuv", "init_zero_residual": True}, exact=False),
+    ActivationMixin: Setting({"activation_name": "silu"}),
+    NormMixin: Setting({"norm_name": "layer"}),
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
     L2Mixin: Setting({"l2_weight": 1e-2}, terms=("train/l2",)),
     L2SPMixin: Setting({"l2sp_weight": 0.1}, terms=("train/l2sp",)),
