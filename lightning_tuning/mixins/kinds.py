@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from torch import nn
@@ -28,7 +29,15 @@ def has_weights(module: nn.Module) -> bool:
 
 
 def exchange(root: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Put other layers in the place of those that are keys of ``new``, wherever in ``root`` they stand."""
+    """Put other layers in the place of those that are keys of ``new``, wherever in ``root`` they stand.
+
+    Hooks move along, around those that the new layer has: another technique may have put them there.
+    """
+    for old, made in new.items():
+        for name in ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"):
+            setattr(made, name, OrderedDict({**getattr(old, name), **getattr(made, name)}))
+        for name in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+            setattr(made, name, OrderedDict({**getattr(made, name), **getattr(old, name)}))
     for parent in list(root.modules()):
         for name, child in parent._modules.items():
             if child is not None and child in new:

@@ -20,7 +20,10 @@ def residual_branches(module: nn.Module) -> list[tuple[str, nn.Module]]:
     A branch is one side of an addition of two values that both come from the input of the same block: the side that
     passes more layers with weights. It has to end with a layer. Blocks whose forward cannot be traced are passed over.
     """
-    return [(_path(name, node), block.get_submodule(str(node.target))) for name, block, node in _branch_ends(module)]
+    named = [(_path(name, str(node.target)), block, str(node.target)) for name, block, node in _branch_ends(module)]
+    return [(path, block.get_submodule(target)) for path, block, target in named] + _in_encoders(
+        module, "dropout1", "dropout2"
+    )
 
 
 def residual_scales(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -29,32 +32,47 @@ def residual_scales(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
     Passed over is what ends with another layer with parameters, or with a norm layer without weights.
     """
-    found = []
+    found = _in_encoders(module, "self_attn.out_proj", "linear2")
     for name, block, node in _branch_ends(module):
         last: fx.Node | None = node
         while last is not None:
-            path, layer = _last_layer(_path(name, last), block.get_submodule(str(last.target)))
-            if any(True for _ in layer.parameters()) or isinstance(layer, NORMS):
-                found += [(path, layer)] if getattr(layer, "weight", None) is not None else []
-                break
+            if last.op == "call_module":
+                target = str(last.target)
+                path, layer = _last_layer(_path(name, target), block.get_submodule(target))
+                if _decides(layer):
+                    found += [(path, layer)] if getattr(layer, "weight", None) is not None else []
+                    break
             before = last.all_input_nodes
-            last = before[0] if len(before) == 1 and before[0].op == "call_module" else None
+            through = len(before) == 1 and (before[0].op == "call_module" or before[0].target is operator.getitem)
+            last = before[0] if through else None
     return found
 
 
+def _in_encoders(module: nn.Module, *targets: str) -> list[tuple[str, nn.Module]]:
+    """These layers of each ``nn.TransformerEncoderLayer``, whose forward cannot be traced."""
+    encoders = [(name, m) for name, m in module.named_modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    return [(_path(name, target), m.get_submodule(target)) for name, m in encoders for target in targets]
+
+
+def _decides(layer: nn.Module) -> bool:
+    return isinstance(layer, NORMS) or any(True for _ in layer.parameters())
+
+
 def _last_layer(path: str, layer: nn.Module) -> tuple[str, nn.Module]:
-    """What decides on the end of a Sequential: its last layer with parameters, or norm layer."""
+    """What decides on what a Sequential or an attention returns: its last layer with parameters, or norm layer."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return f"{path}.out_proj", layer.out_proj
     if not isinstance(layer, nn.Sequential):
         return path, layer
     for name, child in reversed(list(layer.named_children())):
         end = _last_layer(f"{path}.{name}", child)
-        if any(True for _ in end[1].parameters()) or isinstance(end[1], NORMS):
+        if _decides(end[1]):
             return end
     return path, layer
 
 
-def _path(name: str, node: fx.Node) -> str:
-    return f"{name}.{node.target}" if name else str(node.target)
+def _path(name: str, target: str) -> str:
+    return f"{name}.{target}" if name else target
 
 
 def _branch_ends(module: nn.Module) -> Iterator[tuple[str, nn.Module, fx.Node]]:

@@ -59,7 +59,8 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     # LSUV scales on the first micro-batch; all else about initialisation is the same however a batch is divided.
     InitMixin: Setting({"init_method": "lsuv", "init_zero_residual": True}, exact=False),
     ActivationMixin: Setting({"activation_name": "silu"}),
-    NormMixin: Setting({"norm_name": "layer"}),
+    # The sequences' norm layers are a transformer's.
+    NormMixin: Setting({"norm_name": "layer"}, refuses=("sequence", "tokens")),
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
     L2Mixin: Setting({"l2_weight": 1e-2}, terms=("train/l2",)),
     L2SPMixin: Setting({"l2sp_weight": 0.1}, terms=("train/l2sp",)),

@@ -47,8 +47,8 @@ class ActivationMixin(TuningMixin):
     Args:
         activation_name: What takes their place, with torch's default settings: ``gelu``, ``silu`` and ``mish`` are
             smooth, ``tanh`` and ``sigmoid`` bounded. Off: None.
-        activation_layers: Regular expression for whole names of layers, such as ``network\\.body\\..*``. Every activation
-            layer that it matches is exchanged, outputs and gates too. None = all hidden ones.
+        activation_layers: Regular expression for whole names of layers, such as ``network\\.body\\..*``. Every
+            activation layer that it matches is exchanged, outputs and gates too. None = all hidden ones.
 
     Raises:
         InvalidValueError: ``activation_name`` is unknown, or ``activation_layers`` is no regular expression.
