@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, fx, nn
 
+from lightning_tuning.functional import get_rng_state, set_rng_state
+
 from .composition import hosts_of, is_tuning_mixin
 from .kinds import ACTIVATIONS, has_weights
 
@@ -141,10 +143,8 @@ def _function(node: fx.Node, module: nn.Module) -> Op:
 
 
 def _is_weight(node: fx.Node, module: nn.Module) -> bool:
-    if node.op != "get_attr":
-        return False
-    value = operator.attrgetter(str(node.target))(module)
-    return isinstance(value, nn.Parameter) and value.ndim >= 2
+    parameter = dict(module.named_parameters()).get(str(node.target)) if node.op == "get_attr" else None
+    return parameter is not None and parameter.ndim >= 2
 
 
 class _OwnForward(fx.Tracer):
@@ -160,12 +160,15 @@ def own_graph(module: nn.Module) -> fx.Graph | None:
     Of a LightningModule with mixins it is the host's own forward. Arguments with a default have it.
     """
     cls = hosts_of(type(module))[0] if is_tuning_mixin(type(module)) else type(module)
+    state = get_rng_state(torch.device("cpu"))
     try:
         parameters = inspect.signature(cls.forward).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         return _OwnForward().trace(_stand_in(module, cls), defaults)
     except Exception:  # whatever a forward may raise that is fed with symbols
         return None
+    finally:
+        set_rng_state(state)
 
 
 def _stand_in(module: nn.Module, cls: type[nn.Module]) -> nn.Module:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -121,14 +122,20 @@ class NormMixin(TuningMixin):
             new.register_forward_hook(_channels_last)
         return new.train(old.training)
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        strategy = self.trainer.strategy
+        on_cpus = isinstance(strategy, ParallelStrategy) and strategy.root_device.type == "cpu"
+        # Here, for torch's DDP would refuse the layers before on_fit_start, without telling what to do.
+        if self.norm_name == "sync_batch" and stage == "fit" and on_cpus:
+            raise MisconfigurationException(
+                "norm_name='sync_batch' synchronises processes on accelerators only, but these run on the CPU. Use "
+                "norm_name='group', or one process without DDP."
+            )
+
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.__dict__["_norm_checked"] = self.norm_name is None
-        if self.norm_name == "sync_batch" and torch.distributed.is_initialized() and self.device.type == "cpu":
-            raise MisconfigurationException(
-                "norm_name='sync_batch' synchronises processes on accelerators only, but these run on the CPU. Use "
-                "norm_name='group', or one process."
-            )
         # The Trainer converts every batch norm, this one too.
         if self.norm_name == "ghost_batch" and not any(isinstance(m, GhostBatchNorm) for m in self.modules()):
             raise MisconfigurationException(
