@@ -9,6 +9,8 @@ from .flooding import flood
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .mixing import Box, mix, paste, sample_beta, sample_box, squares
 from .orthogonality import orthogonality
+from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orthonormal
+from .mixing import mix, sample_beta
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, global_norm, sam_ascent, weight_noise
 from .pseudo_label import fixmatch_loss
@@ -16,9 +18,11 @@ from .rng import RngState, get_rng_state, set_rng_state
 from .targets import class_probabilities, smooth_labels
 
 __all__ = [
+    "INIT_METHODS",
     "ModuleAverage",
     "Box",
     "RngState",
+    "activation_gain",
     "asam_ascent",
     "class_probabilities",
     "drop_block",
@@ -39,6 +43,8 @@ __all__ = [
     "input_gradients",
     "interpolate",
     "jacobian_penalty",
+    "init_weight_",
+    "is_orthonormal",
     "kl_divergence",
     "l1_norm",
     "max_norm_",

@@ -1,5 +1,8 @@
 """The techniques as mixins: ``class Net(SAMMixin, MixupMixin, MyLightningModule): ...``."""
 
+from .architecture.activation import ActivationMixin
+from .architecture.init import InitMixin
+from .architecture.norm import NormMixin
 from .base import TuningMixin
 from .composition import STAGES, compose
 from .consistency.ema_teacher import EMATeacherMixin
@@ -47,6 +50,9 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
     DropoutMixin,
     DropBlockMixin,
     StochasticDepthMixin,
+    InitMixin,
+    ActivationMixin,
+    NormMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
@@ -57,6 +63,7 @@ TECHNIQUES: tuple[type[TuningMixin], ...] = (
 __all__ = [
     "STAGES",
     "TECHNIQUES",
+    "ActivationMixin",
     "ConfidencePenaltyMixin",
     "Cost",
     "CutMixMixin",
@@ -68,6 +75,7 @@ __all__ = [
     "FloodingMixin",
     "GradientPenaltyMixin",
     "JacobianMixin",
+    "InitMixin",
     "L1Mixin",
     "L2Mixin",
     "L2SPMixin",
@@ -76,6 +84,7 @@ __all__ = [
     "ManifoldMixupMixin",
     "MixupMixin",
     "OrthogonalMixin",
+    "NormMixin",
     "Plan",
     "RDropMixin",
     "SAMMixin",

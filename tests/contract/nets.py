@@ -69,7 +69,7 @@ class HalvesHost(Host):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self._rdrop_doubled:
-            x = torch.cat([x[: len(x) // 2], 1.5 * x[len(x) // 2 :]])
+            x = torch.cat([x[: len(x) // 2], 1.5 * x[len(x) // 2 :] + 0.5])
         return self.net(x)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_tuning.mixins import (
     TECHNIQUES,
+    ActivationMixin,
     ConfidencePenaltyMixin,
     CutMixMixin,
     CutoutMixin,
@@ -17,6 +18,7 @@ from lightning_tuning.mixins import (
     FloodingMixin,
     GradientPenaltyMixin,
     JacobianMixin,
+    InitMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
@@ -25,6 +27,7 @@ from lightning_tuning.mixins import (
     MaxNormMixin,
     MixupMixin,
     OrthogonalMixin,
+    NormMixin,
     RDropMixin,
     SAMMixin,
     SpectralNormMixin,
@@ -59,9 +62,10 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
         terms=("train/fixmatch", "train/fixmatch_share"),
     ),
     # Partners come from the same micro-batch.
-    MixupMixin: Setting({"mixup_alpha": 0.5}, exact=False, terms=("train/mixup",), refuses=("tokens",)),
     # Partners come from the same micro-batch; a resumed run of 3 epochs passes the epoch where mixup ends.
-    MixupMixin: Setting({"mixup_alpha": 0.5, "mixup_off_epoch": 2}, exact=False, terms=("train/mixup",)),
+    MixupMixin: Setting(
+        {"mixup_alpha": 0.5, "mixup_off_epoch": 2}, exact=False, terms=("train/mixup",), refuses=("tokens",)
+    ),
     CutMixMixin: Setting({"cutmix_alpha": 1.0, "cutmix_probability": 0.9}, exact=False, terms=("train/cutmix",)),
     ManifoldMixupMixin: Setting({"manifold_mixup_alpha": 1.0}, exact=False, terms=("train/manifold_mixup",)),
     CutoutMixin: Setting({"cutout_size": 2}, exact=False, terms=("train/cutout",)),
@@ -83,6 +87,11 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
         {"dropblock_rate": 0.2, "dropblock_size": 3, "dropblock_schedule": "constant"}, exact=False
     ),
     StochasticDepthMixin: Setting({"stochastic_depth_rate": 0.4}, exact=False),
+    # LSUV scales on the first micro-batch; all else about initialisation is the same however a batch is divided.
+    InitMixin: Setting({"init_method": "lsuv", "init_zero_residual": True}, exact=False),
+    ActivationMixin: Setting({"activation_name": "silu"}),
+    # The sequences' norm layers are a transformer's.
+    NormMixin: Setting({"norm_name": "layer"}, refuses=("sequence", "tokens")),
     L1Mixin: Setting({"l1_weight": 1e-3}, terms=("train/l1",)),
     L2Mixin: Setting({"l2_weight": 1e-2}, terms=("train/l2",)),
     L2SPMixin: Setting({"l2sp_weight": 0.1}, terms=("train/l2sp",)),
