@@ -64,3 +64,29 @@ def asam_ascent(
     scaled_gradients = torch._foreach_mul(gradients, scales)
     step = rho / (global_norm(scaled_gradients) + 1e-12)
     return torch._foreach_mul(torch._foreach_mul(scaled_gradients, scales), step)
+
+
+def gsam_gradient_(
+    perturbed: list[Tensor] | tuple[Tensor, ...], gradients: list[Tensor] | tuple[Tensor, ...], alpha: float
+) -> None:
+    """GSAM's gradient ``g_p - alpha (g - proj_{g_p} g)``, in place of ``perturbed`` (Zhuang et al., 2022, algorithm 1).
+
+    What is taken off is the part of the original gradient that is perpendicular to the perturbed one: a step against it
+    closes the gap between the loss nearby and the loss here, and leaves the loss nearby as it is to first order.
+
+    Args:
+        perturbed: ``g_p``, the gradient at the perturbed weights, one tensor a parameter. All are taken as one vector.
+        gradients: ``g``, the gradient at the weights, in the same order and with the same scale.
+        alpha: Weight of the perpendicular part, >= 0.
+
+    Example:
+        >>> perturbed = [torch.tensor([2.0]), torch.tensor([0.0])]
+        >>> gsam_gradient_(perturbed, [torch.tensor([3.0]), torch.tensor([1.0])], alpha=0.5)
+        >>> perturbed
+        [tensor([2.]), tensor([-0.5000])]
+    """
+    dtype = at_least_float32_dtype(perturbed[0])
+    products = [torch.sum(p.to(dtype) * g) for p, g in zip(perturbed, gradients, strict=True)]
+    share = torch.stack(products).sum() / (global_norm(perturbed) ** 2 + 1e-24)
+    perpendicular = torch._foreach_sub(gradients, torch._foreach_mul(perturbed, share))
+    torch._foreach_add_(perturbed, perpendicular, alpha=-alpha)
