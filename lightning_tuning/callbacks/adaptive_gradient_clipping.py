@@ -75,7 +75,7 @@ class AdaptiveGradientClipping(GradientCallback):
         names = self._choose(trainer, pl_module)
         if names:
             rank_zero_info(f"AdaptiveGradientClipping leaves out {', '.join(names)}.")
-        elif self.exclude != "none":
+        elif self.exclude not in (None, "none"):
             raise InvalidValueError(
                 f"exclude is {self.exclude!r}, which is found in no parameter name of {type(pl_module).__name__}: "
                 f"{', '.join(n for n, _ in pl_module.named_parameters())}. Write 'none' to leave out nothing."

@@ -121,6 +121,7 @@ class AutoClip(GradientCallback):
         return {"norms": [history.state() for history in self._histories]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._pending, self._arriving = {}, {}
         self._histories = [self._new_history() for _ in state_dict["norms"]]
         for history, norms in zip(self._histories, state_dict["norms"], strict=True):
             history.load(norms)
