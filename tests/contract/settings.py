@@ -39,7 +39,10 @@ class Setting:
 
 
 SETTINGS: dict[type[TuningMixin], Setting] = {
-    SAMMixin: Setting({"sam_rho": 0.1, "sam_adaptive": True, "sam_eta": 0.02}),
+    # An epoch of 4 steps ends within an interval of 3.
+    SAMMixin: Setting(
+        {"sam_rho": 0.1, "sam_adaptive": True, "sam_eta": 0.02, "sam_gsam_alpha": 0.3, "sam_interval": 3}
+    ),
     EMATeacherMixin: Setting({"ema_teacher_decay": 0.9}),
     FixMatchMixin: Setting(
         {"fixmatch_weight": 0.7, "fixmatch_threshold": 0.4},
