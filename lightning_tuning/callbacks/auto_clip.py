@@ -128,19 +128,18 @@ class AutoClip(GradientCallback):
 
 
 class _Arriving:
-    """A scalar on its way from the device, which is not waited for until the next step wants it."""
+    """A scalar on its way from the GPU, which is not waited for until the next step wants it."""
 
     def __init__(self, scalar: Tensor) -> None:
-        self._copy = scalar.to("cpu", non_blocking=True)
-        self._event = None
-        if scalar.device.type != "cpu":
-            self._event = torch.Event(scalar.device)
-            self._event.record()
+        self._scalar, self._event = scalar, None
+        if scalar.device.type == "cuda":
+            self._scalar, self._event = scalar.to("cpu", non_blocking=True), torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(scalar.device))
 
     def value(self) -> float:
         if self._event is not None:
             self._event.synchronize()
-        return self._copy.item()
+        return self._scalar.item()
 
 
 def _is_integer(value: Any, low: int) -> bool:

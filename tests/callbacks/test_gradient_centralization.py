@@ -102,3 +102,9 @@ def test_with_sam_the_second_gradient_is_centralized_and_the_ascent_is_not():
 def test_a_model_without_such_parameters_is_refused(network, conv_only, message):
     with pytest.raises(NoEffectError, match=f"GradientCentralization would do nothing: Tiny {message}"):
         fit(Tiny(network), batches(1), callbacks=[GradientCentralization(conv_only)])
+
+
+def test_conv_only_counts_one_dimensional_convolutions_as_convolutions():
+    layers = [nn.Conv1d(2, 3, 3), nn.Conv2d(2, 3, 3), nn.Linear(2, 3), nn.BatchNorm2d(3)]
+    for conv_only, chosen in [(True, [True, True, False, False]), (False, [True, True, True, False])]:
+        assert [GradientCentralization(conv_only).acts_on(layer.weight) for layer in layers] == chosen
