@@ -83,7 +83,6 @@ class AutoClip(GradientCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         index = trainer.optimizers.index(optimizer)
-        self._pending.pop(index, None)  # of a step that was skipped
         gradients = [cast(Tensor, p.grad) for p in self.edited(optimizer)]
         if not gradients:
             return
