@@ -59,14 +59,14 @@ class GradientCallback(Callback):
         self._terms: dict[str, Tensor | float] = {}
         self._handles: list[RemovableHandle] = []
 
-    def acts_on(self, parameter: nn.Parameter) -> bool:
+    def _acts_on(self, parameter: nn.Parameter) -> bool:
         """Whether this callback changes the parameter's gradient."""
         return True
 
     def edited(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """The optimizer's parameters whose gradient is there to be changed."""
         parameters = (p for group in optimizer.param_groups for p in group["params"])
-        return [p for p in parameters if p.grad is not None and self.acts_on(p)]
+        return [p for p in parameters if p.grad is not None and self._acts_on(p)]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         name = type(self).__name__
@@ -76,7 +76,7 @@ class GradientCallback(Callback):
                 "Train on a single device or with DDP (preset:ddp), or remove the callback."
             )
         trained = (p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"])
-        if not any(p.requires_grad and self.acts_on(p) for p in trained):
+        if not any(p.requires_grad and self._acts_on(p) for p in trained):
             raise NoEffectError(
                 f"{name} would do nothing: {type(pl_module).__name__} {self.nothing}. Remove the callback."
             )
@@ -96,17 +96,17 @@ class GradientCallback(Callback):
         self._terms.clear()
 
     def follow_steps(self, trainer: Trainer) -> None:
-        """Have :meth:`on_step` called after each optimizer step that counted. Call it in ``on_fit_start``."""
+        """Have :meth:`_on_step` called after each optimizer step that counted. Call it in ``on_fit_start``."""
         self._release()
         for i, optimizer in enumerate(trainer.optimizers):
 
             def stepped(optimizer: Optimizer, args: Any, kwargs: Any, index: int = i) -> None:
                 if not step_was_skipped(optimizer):
-                    self.on_step(index)
+                    self._on_step(index)
 
             self._handles.append(optimizer.register_step_post_hook(stepped))
 
-    def on_step(self, index: int) -> None:
+    def _on_step(self, index: int) -> None:
         """The optimizer of that index changed the weights."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

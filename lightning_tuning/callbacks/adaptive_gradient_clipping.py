@@ -68,7 +68,7 @@ class AdaptiveGradientClipping(GradientCallback):
         self._left_out: set[nn.Parameter] = set()
         self._seen: set[nn.Parameter] = set()
 
-    def acts_on(self, parameter: nn.Parameter) -> bool:
+    def _acts_on(self, parameter: nn.Parameter) -> bool:
         return parameter not in self._left_out
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -102,7 +102,7 @@ class AutoClip(GradientCallback):
         if is_logging_step(trainer):
             self.add_term(trainer, optimizer, "auto_clip_norm", norm)
 
-    def on_step(self, index: int) -> None:
+    def _on_step(self, index: int) -> None:
         if index in self._pending:
             self._arriving[index] = _Arriving(self._pending.pop(index))
 

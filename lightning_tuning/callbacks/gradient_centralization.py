@@ -44,7 +44,7 @@ class GradientCentralization(GradientCallback):
         dimensions = "three or more dimensions (conv_only is true)" if self.conv_only else "two or more dimensions"
         return f"trains no parameter of {dimensions}"
 
-    def acts_on(self, parameter: nn.Parameter) -> bool:
+    def _acts_on(self, parameter: nn.Parameter) -> bool:
         return parameter.ndim > (2 if self.conv_only else 1)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -99,7 +99,7 @@ class GradientNoise(GradientCallback):
         if is_logging_step(trainer):
             self.add_term(trainer, optimizer, "gradient_noise", std)
 
-    def on_step(self, index: int) -> None:
+    def _on_step(self, index: int) -> None:
         self._steps[index] += index in self._noisy
 
     def state_dict(self) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def test_what_is_left_out(make, exclude, left_out):
     net = make()
     agc = AdaptiveGradientClipping(exclude=exclude)
     fit(net, batches(1, shape=(2, 5, 5) if isinstance(net.network[0], nn.Conv2d) else (4,)), callbacks=[agc])
-    assert {n for n, p in net.named_parameters() if not agc.acts_on(p)} == {*left_out}
+    assert {n for n, p in net.named_parameters() if not agc._acts_on(p)} == {*left_out}
 
 
 class Growing(Tiny):
@@ -165,7 +165,7 @@ class Growing(Tiny):
 def test_parameters_that_are_added_later_are_looked_up():
     net, agc = Growing(smooth()), AdaptiveGradientClipping(exclude=r"early\.bias|2")
     fit(net, batches(3), callbacks=[agc])
-    assert {n for n, p in net.named_parameters() if not agc.acts_on(p)} == {
+    assert {n for n, p in net.named_parameters() if not agc._acts_on(p)} == {
         "early.bias",
         "network.2.weight",
         "network.2.bias",

@@ -107,4 +107,4 @@ def test_a_model_without_such_parameters_is_refused(network, conv_only, message)
 def test_conv_only_counts_one_dimensional_convolutions_as_convolutions():
     layers = [nn.Conv1d(2, 3, 3), nn.Conv2d(2, 3, 3), nn.Linear(2, 3), nn.BatchNorm2d(3)]
     for conv_only, chosen in [(True, [True, True, False, False]), (False, [True, True, True, False])]:
-        assert [GradientCentralization(conv_only).acts_on(layer.weight) for layer in layers] == chosen
+        assert [GradientCentralization(conv_only)._acts_on(layer.weight) for layer in layers] == chosen

@@ -225,3 +225,8 @@ def test_per_device_on_one_device_is_synchronized_bitwise():
 def test_bad_arguments(arguments, message):
     with pytest.raises(InvalidValueError, match=message):
         Net(linear(), **arguments)
+
+
+def test_the_plan_counts_the_passes_of_an_interval():
+    assert Net(sam_rho=0.1, sam_interval=4, sam_gsam_alpha=0.4).extra_cost()[:2] == (0.25, 0.25)
+    assert Net(sam_rho=0.1).extra_cost()[:2] == (1, 1)
