@@ -21,7 +21,8 @@ LAYERS = (
 )
 """From top to bottom. A package may import what stands below it and itself."""
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-FUNCTIONAL_MAY_IMPORT = {"torch", "numpy", "random", "math", "collections", "typing", "__future__", "lightning_tuning"}
+STANDARD_LIBRARY = {"__future__", "array", "bisect", "collections", "math", "random", "typing"}
+FUNCTIONAL_MAY_IMPORT = {"torch", "numpy", "lightning_tuning", *STANDARD_LIBRARY}
 
 
 def imported(path: Path) -> set[str]:

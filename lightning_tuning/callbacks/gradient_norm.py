@@ -12,16 +12,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype, _has_foreach_support
 
 from lightning_tuning.errors import InvalidValueError
+
+from ._gradients import holds_whole_gradients, is_logging_step, scaler_of_scaled_gradients
 
 
 class Norms:
@@ -135,7 +135,7 @@ class GradientNorm(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._names, self._records = {}, {}
-        self._active = _holds_whole_gradients(trainer.strategy)
+        self._active = holds_whole_gradients(trainer.strategy)
         if not self._active:
             rank_zero_warn(
                 f"GradientNorm logs nothing under {type(trainer.strategy).__name__}: no rank holds whole gradients"
@@ -153,14 +153,14 @@ class GradientNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._records.pop(self._prefix(trainer, optimizer), None)
-        if self._active and not self._from_clipping and _is_logging_step(trainer):
+        if self._active and not self._from_clipping and is_logging_step(trainer):
             self._record(trainer, optimizer, Norms(trainer.precision_plugin.main_params(optimizer), widen=True))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         records, self._records = self._records, {}
-        if records and _is_logging_step(trainer):
+        if records and is_logging_step(trainer):
             values: dict[str, float] = {}
             for prefix, record in records.items():
                 self._name_parameters(trainer, pl_module, record.norms.parameters)
@@ -184,7 +184,7 @@ class GradientNorm(Callback):
 
     def _clip_by_value(self, trainer: Trainer, optimizer: Optimizer, clip_val: float) -> None:
         parameters = list(trainer.precision_plugin.main_params(optimizer))
-        before = Norms(parameters, widen=True) if _is_logging_step(trainer) else None
+        before = Norms(parameters, widen=True) if is_logging_step(trainer) else None
         torch.nn.utils.clip_grad_value_(parameters, clip_val)
         if before is not None:
             self._record(trainer, optimizer, before, clipped=Norms(parameters, widen=True).total)
@@ -217,21 +217,6 @@ class GradientNorm(Callback):
                 self._names[parameter] = ".".join(parts[:-1][: self.depth] or parts)
 
 
-def _holds_whole_gradients(strategy: Strategy) -> bool:
-    return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not isinstance(strategy, DeepSpeedStrategy)
-
-
-def _is_logging_step(trainer: Trainer) -> bool:
-    return bool(trainer.loggers) and trainer._logger_connector.should_update_logs
-
-
 def _remaining_scale(plugin: Precision, optimizer: Optimizer) -> float:
-    """The factor that the gradients still carry: fused optimizers unscale them only within their step."""
-    scaler = getattr(plugin, "scaler", None)
-    if (
-        scaler is None
-        or not scaler.is_enabled()
-        or scaler._per_optimizer_states[id(optimizer)]["stage"] is not OptState.READY
-    ):
-        return 1.0
-    return scaler.get_scale()
+    scaler = scaler_of_scaled_gradients(plugin, optimizer)
+    return 1.0 if scaler is None else scaler.get_scale()

@@ -1,20 +1,23 @@
 """Pure functions on tensors: the mathematics of the techniques. Nothing here knows Lightning."""
 
 from .averaging import ModuleAverage, ema_decay, ema_update_
+from .centralization import centralize_
+from .clipping import NormHistory, adaptive_clip_, unit_norms
 from .constraint import max_norm_, power_iteration, spectral_norm
 from .divergence import kl_divergence, symmetric_kl_divergence
 from .dropping import drop_block, drop_block_gamma, drop_block_mask, drop_path, drop_rate
 from .entropy import entropy
 from .flooding import flood
+from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orthonormal
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .mixing import Box, mix, paste, sample_beta, sample_box, squares
+from .noise import add_noise_, noise_std
 from .orthogonality import orthogonality
-from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orthonormal
-from .mixing import mix, sample_beta
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
-from .perturbation import asam_ascent, global_norm, sam_ascent, weight_noise
+from .perturbation import asam_ascent, global_norm, gsam_gradient_, sam_ascent, weight_noise
 from .pseudo_label import fixmatch_loss
 from .rng import RngState, get_rng_state, set_rng_state
+from .scaling import step_was_skipped
 from .targets import class_probabilities, smooth_labels
 
 __all__ = [
@@ -23,7 +26,11 @@ __all__ = [
     "Box",
     "RngState",
     "activation_gain",
+    "NormHistory",
+    "adaptive_clip_",
+    "add_noise_",
     "asam_ascent",
+    "centralize_",
     "class_probabilities",
     "drop_block",
     "drop_block_gamma",
@@ -38,6 +45,7 @@ __all__ = [
     "get_rng_state",
     "global_norm",
     "gradient_penalty",
+    "gsam_gradient_",
     "half_squared_distance",
     "half_squared_norm",
     "input_gradients",
@@ -52,6 +60,7 @@ __all__ = [
     "orthogonality",
     "power_iteration",
     "paste",
+    "noise_std",
     "sam_ascent",
     "sample_beta",
     "sample_box",
@@ -61,4 +70,6 @@ __all__ = [
     "squares",
     "symmetric_kl_divergence",
     "weight_noise",
+    "step_was_skipped",
+    "unit_norms",
 ]

@@ -88,3 +88,29 @@ def weight_noise(parameters: list[Tensor], std: float, relative: bool = False) -
     if relative:
         noise = [n * p.detach().std(correction=0) for n, p in zip(noise, parameters, strict=True)]
     return [p + n for p, n in zip(parameters, noise, strict=True)]
+
+
+def gsam_gradient_(
+    perturbed: list[Tensor] | tuple[Tensor, ...], gradients: list[Tensor] | tuple[Tensor, ...], alpha: float
+) -> None:
+    """GSAM's gradient ``g_p - alpha (g - proj_{g_p} g)``, in place of ``perturbed`` (Zhuang et al., 2022, algorithm 1).
+
+    What is taken off is the part of the original gradient that is perpendicular to the perturbed one: a step against it
+    closes the gap between the loss nearby and the loss here, and leaves the loss nearby as it is to first order.
+
+    Args:
+        perturbed: ``g_p``, the gradient at the perturbed weights, one tensor a parameter. All are taken as one vector.
+        gradients: ``g``, the gradient at the weights, in the same order and with the same scale.
+        alpha: Weight of the perpendicular part, >= 0.
+
+    Example:
+        >>> perturbed = [torch.tensor([2.0]), torch.tensor([0.0])]
+        >>> gsam_gradient_(perturbed, [torch.tensor([3.0]), torch.tensor([1.0])], alpha=0.5)
+        >>> perturbed
+        [tensor([2.]), tensor([-0.5000])]
+    """
+    dtype = at_least_float32_dtype(perturbed[0])
+    products = [torch.sum(p.to(dtype) * g) for p, g in zip(perturbed, gradients, strict=True)]
+    share = torch.stack(products).sum() / (global_norm(perturbed) ** 2 + 1e-24)
+    perpendicular = torch._foreach_sub(gradients, torch._foreach_mul(perturbed, share))
+    torch._foreach_add_(perturbed, perpendicular, alpha=-alpha)

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tuning.callbacks import GradientNorm, gradient_norm
+from lightning_tuning.callbacks import GradientNorm, _gradients, gradient_norm
 from lightning_tuning.errors import InvalidValueError
 
 
@@ -297,7 +297,7 @@ class Unknown(SingleDeviceStrategy):
 
 
 def test_sharded_strategy_warns_once_and_logs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradient_norm, "DeepSpeedStrategy", Unknown)
+    monkeypatch.setattr(_gradients, "DeepSpeedStrategy", Unknown)
     bare, observed = Net(), Net()
     fit(bare, gradient_clip_val=0.7)
     with pytest.warns(UserWarning, match="logs nothing under Unknown") as warned:

@@ -17,8 +17,8 @@ from lightning_tuning.mixins import (
     FixMatchMixin,
     FloodingMixin,
     GradientPenaltyMixin,
-    JacobianMixin,
     InitMixin,
+    JacobianMixin,
     L1Mixin,
     L2Mixin,
     L2SPMixin,
@@ -26,8 +26,8 @@ from lightning_tuning.mixins import (
     ManifoldMixupMixin,
     MaxNormMixin,
     MixupMixin,
-    OrthogonalMixin,
     NormMixin,
+    OrthogonalMixin,
     RDropMixin,
     SAMMixin,
     SpectralNormMixin,
@@ -54,7 +54,10 @@ class Setting:
 
 
 SETTINGS: dict[type[TuningMixin], Setting] = {
-    SAMMixin: Setting({"sam_rho": 0.1, "sam_adaptive": True, "sam_eta": 0.02}),
+    # An epoch of 4 steps ends within an interval of 3.
+    SAMMixin: Setting(
+        {"sam_rho": 0.1, "sam_adaptive": True, "sam_eta": 0.02, "sam_gsam_alpha": 0.3, "sam_interval": 3}
+    ),
     EMATeacherMixin: Setting({"ema_teacher_decay": 0.9}),
     FixMatchMixin: Setting(
         {"fixmatch_weight": 0.7, "fixmatch_threshold": 0.4},

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_tuning.functional import asam_ascent, global_norm, sam_ascent, weight_noise
+from lightning_tuning.functional import asam_ascent, global_norm, gsam_gradient_, sam_ascent, weight_noise
 from tests.numerics import array
 
 SHAPES = [(3, 4), (4,), (2, 3, 2, 2)]
@@ -124,3 +124,30 @@ def test_weight_noise_leaves_the_weights_and_hands_the_gradient_on():
 def test_weight_noise_of_a_single_weight_is_no_nan():
     (noisy,) = weight_noise([torch.ones(1, 1)], 0.5, relative=True)
     assert noisy.item() == 1.0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 2.0])
+def test_gsam_gradient_against_numpy(alpha):
+    perturbed, gradients = tensors(0), tensors(1)
+    p, g = flat(perturbed), flat(gradients)
+    perpendicular = g - (g @ p) / np.sqrt((p**2).sum()) * p / np.sqrt((p**2).sum())
+    gsam_gradient_(perturbed, gradients, alpha)
+    np.testing.assert_allclose(flat(perturbed), p - alpha * perpendicular, rtol=1e-11)
+    assert (flat(perturbed) @ p) == pytest.approx(p @ p, rel=1e-11)  # the loss nearby falls as without it
+    np.testing.assert_array_equal(flat(gradients), g)
+
+
+def test_gsam_gradient_keeps_the_scale_of_the_gradients():
+    plain, scaled = tensors(0, torch.float32), [65536.0 * g for g in tensors(0, torch.float32)]
+    gsam_gradient_(plain, tensors(1, torch.float32), 0.4)
+    gsam_gradient_(scaled, [65536.0 * g for g in tensors(1, torch.float32)], 0.4)
+    np.testing.assert_allclose(flat(scaled) / 65536.0, flat(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_gsam_gradient_of_half_precision_and_of_zeros():
+    perturbed, gradients = [200 * torch.ones(1000).half()], [200 * torch.ones(1000).half()]
+    gsam_gradient_(perturbed, gradients, 0.5)  # squares of 40000 overflow float16
+    assert torch.equal(perturbed[0], 200 * torch.ones(1000).half())
+    zeros = [torch.zeros(3)]
+    gsam_gradient_(zeros, [torch.tensor([1.0, 2.0, 3.0])], 0.5)
+    assert zeros[0].tolist() == [-0.5, -1.0, -1.5]

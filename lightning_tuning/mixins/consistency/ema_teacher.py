@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tuning.errors import InvalidValueError, check_range
-from lightning_tuning.functional import ModuleAverage, ema_decay
+from lightning_tuning.functional import ModuleAverage, ema_decay, step_was_skipped
 from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.plan import Cost
 
@@ -147,10 +147,8 @@ class EMATeacherMixin(TuningMixin):
             self._ema_average.update(decay=0.0)
 
     def _follow(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Move the teacher. The scaler of fp16 calls ``optimizer.step`` for the steps that count only; a fused
-        optimizer it calls always, and tells it whether the gradient overflowed."""
-        overflow = getattr(optimizer, "found_inf", None)
-        if overflow is not None and overflow.item():
+        """Move the teacher."""
+        if step_was_skipped(optimizer):
             return
         self._ema_updates += 1
         self.ema_teacher_updates += 1
