@@ -53,6 +53,7 @@ class Setting:
     """The kinds of input of ``test_inputs.py`` that it cannot do anything with, and says so."""
 
 
+FLAT = ("vector", "sequence", "tokens")
 SETTINGS: dict[type[TuningMixin], Setting] = {
     # An epoch of 4 steps ends within an interval of 3.
     SAMMixin: Setting(
@@ -64,14 +65,15 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
         streams=True,
         terms=("train/fixmatch", "train/fixmatch_share"),
     ),
-    # Partners come from the same micro-batch.
     # Partners come from the same micro-batch; a resumed run of 3 epochs passes the epoch where mixup ends.
     MixupMixin: Setting(
         {"mixup_alpha": 0.5, "mixup_off_epoch": 2}, exact=False, terms=("train/mixup",), refuses=("tokens",)
     ),
-    CutMixMixin: Setting({"cutmix_alpha": 1.0, "cutmix_probability": 0.9}, exact=False, terms=("train/cutmix",)),
+    CutMixMixin: Setting(
+        {"cutmix_alpha": 1.0, "cutmix_probability": 0.9}, exact=False, terms=("train/cutmix",), refuses=FLAT
+    ),
     ManifoldMixupMixin: Setting({"manifold_mixup_alpha": 1.0}, exact=False, terms=("train/manifold_mixup",)),
-    CutoutMixin: Setting({"cutout_size": 2}, exact=False, terms=("train/cutout",)),
+    CutoutMixin: Setting({"cutout_size": 2}, exact=False, terms=("train/cutout",), refuses=FLAT),
     RDropMixin: Setting({"rdrop_weight": 0.8}, terms=("train/rdrop",)),
     LabelSmoothingMixin: Setting({"label_smoothing_epsilon": 0.15}),
     ConfidencePenaltyMixin: Setting({"confidence_penalty_weight": 0.3}, terms=("train/confidence_penalty",)),
@@ -87,7 +89,7 @@ SETTINGS: dict[type[TuningMixin], Setting] = {
     WeightNoiseMixin: Setting({"weight_noise_std": 0.1, "weight_noise_relative": True}, exact=False),
     DropoutMixin: Setting({"dropout_rate": 0.3, "dropout_inject": True}, exact=False),
     DropBlockMixin: Setting(
-        {"dropblock_rate": 0.2, "dropblock_size": 3, "dropblock_schedule": "constant"}, exact=False
+        {"dropblock_rate": 0.2, "dropblock_size": 3, "dropblock_schedule": "constant"}, exact=False, refuses=FLAT
     ),
     StochasticDepthMixin: Setting({"stochastic_depth_rate": 0.4}, exact=False),
     # LSUV scales on the first micro-batch; all else about initialisation is the same however a batch is divided.
