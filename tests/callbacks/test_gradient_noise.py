@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from lightning_tuning.callbacks import GradientNoise
 from lightning_tuning.errors import InvalidValueError
-from lightning_tuning.functional import add_noise_, noise_std
+from lightning_tuning.functional import add_noise_, noise, noise_std
 from tests.mixins.tiny import Tiny, batches, deep, fit, loader, smooth
 from tests.numerics import array
 
@@ -89,6 +89,17 @@ def test_the_generator_alone_decides(dtype):
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     assert runs[0].dtype == dtype
+
+
+def test_drawing_in_lots_gives_every_number_its_own_noise(monkeypatch):
+    sizes = [300, 500, 10, 900, 100]  # lots of 300, 510, 900 and 100 numbers
+    monkeypatch.setattr(noise, "_AT_ONCE", 600)
+    gradients = [torch.zeros(size) for size in sizes]
+    add_noise_(gradients, 1.0, torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    expected = torch.cat([torch.randn(size, generator=generator) for size in (300, 510, 900, 100)])
+    assert torch.equal(torch.cat(gradients), expected)
+    assert len(expected.unique()) == 1810
 
 
 def test_seeds_and_steps_and_optimizers_have_their_own_noise(monkeypatch):
