@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -83,6 +84,8 @@ def run(job: Job, folder: str) -> dict:
     from lightning_tuning.cli import main
 
     torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its handler keeps the stream that we redirect
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     name = "".join(c if c.isalnum() else "_" for c in job.variant)
     fixed = [f"--seed_everything={job.seed}", f"--run.dir={folder}/runs", f"--run.name={name}_{job.seed}"]
     output = io.StringIO()
