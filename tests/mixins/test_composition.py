@@ -289,7 +289,8 @@ def test_an_argument_like_none():
     with pytest.raises(CompositionError) as caught:
         Net(zzz=1)
     assert str(caught.value) == (
-        "Net() has no argument 'zzz'. It takes lr, momentum, network, rdrop_weight, sam_adaptive, sam_ascent, sam_eta, sam_gsam_alpha, sam_interval, sam_rho."
+        "Net() has no argument 'zzz'. It takes lr, momentum, network, rdrop_weight, sam_adaptive, sam_ascent, sam_eta, "
+        "sam_gsam_alpha, sam_interval, sam_rho."
     )
 
 
