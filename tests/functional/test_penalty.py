@@ -56,6 +56,7 @@ def test_at_its_minimum_a_square_is_0_and_its_gradient_too(penalty):
 @each
 def test_gradcheck(penalty):
     assert torch.autograd.gradcheck(lambda *p: penalty(p), random_parameters())
+    assert torch.autograd.gradgradcheck(lambda *p: 0.3 * penalty(p) ** 2, random_parameters())
 
 
 @each
