@@ -168,7 +168,7 @@ def test_a_transformers_function():
     layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2)
     x, mask = torch.randn(3, 5, 4), torch.tensor([[False] * 5, [False] * 4 + [True], [False] * 5])
-    for name, function, flag in (("gelu", F.gelu, 2), ("silu", F.silu, 0)):
+    for name, function, flag in (("gelu", F.gelu, 2), ("silu", F.silu, 0), ("softplus", F.softplus, 0)):
         net = Net(nn.Sequential(copy.deepcopy(encoder), nn.Linear(4, 3)), activation_name=name)
         reference = copy.deepcopy(encoder)
         for own in reference.layers:

@@ -189,7 +189,7 @@ class Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(self.stem(x), 0.5)
-        return torch.sigmoid(self.head(self.middle(F.gelu(self.block(x)[:, None].mean(1)))))
+        return self.head(self.middle(F.gelu(self.block(x)[:, None].mean(1)))).tanh()
 
 
 def test_what_follows_is_read_from_the_forward():
@@ -456,6 +456,16 @@ def test_lsuv_runs_once(tmp_path):
     fit(resumed, data, ckpt_path=tmp_path / "a.ckpt", max_epochs=2)
     loaded = Net.load_from_checkpoint(tmp_path / "a.ckpt", network=deep_mlp(nn.Tanh), init_method="lsuv")
     assert_same(started(loaded, data).state_dict(), trained)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_lsuv_leaves_a_checkpoints_weights_alone_though_they_look_fresh(tmp_path, steps):
+    data = batches(4, size=32)
+    net = Net(deep_mlp(nn.Tanh), init_method="orthogonal", init_gain=1.0, lr=0.0)
+    fit(net, data, max_steps=steps).save_checkpoint(tmp_path / "a.ckpt")
+    resumed = Net(deep_mlp(nn.Tanh), init_method="lsuv", lr=0.0)
+    fit(resumed, data, ckpt_path=tmp_path / "a.ckpt")
+    assert_same(resumed.network.state_dict(), net.network.state_dict())
 
 
 def test_a_backbone_that_was_loaded_stays_while_the_rest_is_scaled():
