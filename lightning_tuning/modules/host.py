@@ -114,7 +114,7 @@ class BaseHost(LightningModule):
         """Return the network's outputs, ``[N, C]``."""
         try:
             return self.network(x)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:
             weight = next(self.network.parameters(), None)
             if self._built_for and weight is not None and (why := explain_input(x, *self._built_for, weight.dtype)):
                 raise InvalidValueError(why) from error

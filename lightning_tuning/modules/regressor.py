@@ -83,7 +83,7 @@ class Regressor(BaseHost, metaclass=Lean, techniques=techniques_for("regression"
         return x, self._as_columns(target)
 
     def _as_columns(self, target: Any) -> Any:
-        alone = isinstance(target, Tensor) and target.ndim == 1 and self.num_outputs == 1
+        alone = isinstance(target, Tensor) and target.is_floating_point() and target.ndim == self.num_outputs == 1
         return target[:, None] if alone else target
 
     def check_target(self, target: Any) -> None:
