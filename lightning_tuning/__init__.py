@@ -60,7 +60,7 @@ _HOME = {
         "GradientNorm",
         "MonitorCheck",
     ),
-    "modules": ("ImageClassifier", "SemiSupervisedClassifier"),
+    "modules": ("ImageClassifier", "SemiSupervisedClassifier", "MultiLabelClassifier", "Regressor"),
     "data": ("ArrayDataModule", "DigitsDataModule"),
     "presets": ("preset", "preset_names"),
     "cli": ("TuningCLI",),

@@ -8,6 +8,7 @@ from .divergence import kl_divergence, symmetric_kl_divergence
 from .dropping import drop_block, drop_block_gamma, drop_block_mask, drop_path, drop_rate
 from .entropy import entropy
 from .flooding import flood
+from .focal import sigmoid_focal, softmax_focal
 from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orthonormal
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .mixing import Box, mix, paste, sample_beta, sample_box, squares
@@ -65,9 +66,11 @@ __all__ = [
     "sample_beta",
     "sample_box",
     "set_rng_state",
+    "sigmoid_focal",
     "smooth_labels",
     "spectral_norm",
     "squares",
+    "softmax_focal",
     "symmetric_kl_divergence",
     "weight_noise",
     "step_was_skipped",

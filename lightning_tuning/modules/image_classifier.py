@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from lightning_tuning.mixins import TECHNIQUES
-
 from .classifier import Classifier
+from .host import techniques_for
 from .lean import Lean
 
-# What takes a batch's two streams apart has nothing to do where there is one.
-_SUPERVISED = tuple(technique for technique in TECHNIQUES if technique.stage != "split")
 
-
-class ImageClassifier(Classifier, metaclass=Lean, techniques=_SUPERVISED):
+class ImageClassifier(Classifier, metaclass=Lean, techniques=techniques_for("multiclass")):
     """Classifies images, with the supervised techniques as arguments: ``ImageClassifier(mixup_alpha=0.2)``."""
 
 
-class SemiSupervisedClassifier(Classifier, metaclass=Lean, techniques=TECHNIQUES):
+class SemiSupervisedClassifier(Classifier, metaclass=Lean, techniques=techniques_for("multiclass", streams=True)):
     """Classifies images and learns from unlabelled ones too, with all techniques as arguments.
 
     Batches are ``{"labeled": (x, target), "unlabeled": {"weak": x, "strong": x}}``.

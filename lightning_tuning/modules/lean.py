@@ -129,18 +129,22 @@ def _resolved(function: Any, parameters: Any) -> list[inspect.Parameter]:
 
 
 def _offering_doc(cls: type, techniques: tuple[type[TuningMixin], ...]) -> str:
-    entries = [_args_section(c) for c in (cls, *techniques)]
+    entries: dict[str, str] = {}
+    for c in (*cls.__mro__, *techniques):
+        entries = {**_argument_entries(c), **entries}
     text = inspect.cleandoc(cls.__doc__ or "")
     head = text.split("\nArgs:\n")[0].rstrip()
-    return f"{head}\n\nArgs:\n" + "\n".join(entry for entry in entries if entry)
+    return f"{head}\n\nArgs:\n" + "\n".join(
+        entries[name] for name in _init_signature(cls).parameters if name in entries
+    )
 
 
-def _args_section(cls: type) -> str:
-    for c in cls.__mro__:
-        found = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", inspect.cleandoc(vars(c).get("__doc__") or ""), re.MULTILINE)
-        if found:
-            return found.group(1).rstrip()
-    return ""
+def _argument_entries(cls: type) -> dict[str, str]:
+    """What the docstring of ``cls`` itself says of each argument."""
+    text = inspect.cleandoc(vars(cls).get("__doc__") or "")
+    section = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", text, re.MULTILINE)
+    entries = re.split(r"^(?=    \w+: )", section.group(1) if section else "", flags=re.MULTILINE)
+    return {entry.split(":")[0].strip(): entry.rstrip() for entry in entries if entry.strip()}
 
 
 def _init_signature(cls: Any) -> inspect.Signature:
@@ -155,6 +159,8 @@ def _known_arguments(cls: type) -> set[str]:
             continue
         parameters = list(inspect.signature(init).parameters.values())[1:]
         known.update(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break  # nothing is passed on
     return known
 
 

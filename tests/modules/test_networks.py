@@ -100,7 +100,7 @@ def test_the_seed_decides_the_weights():
     [
         ({"name": "resnet19"}, r"network is 'resnet19'; did you mean 'resnet18'\? It must be one of 'mlp', 'cnn'"),
         ({"name": "zzz"}, r"network is 'zzz'. It must be one of 'mlp', 'cnn', 'resnet18', 'wrn_16_2', or an nn.Module"),
-        ({"name": "cnn", "num_classes": 1}, r"num_classes is 1; it must be a number in \[2, inf\)"),
+        ({"name": "cnn", "num_classes": 0}, r"num_classes is 0; it must be a number in \[1, inf\)"),
         ({"name": "cnn", "in_channels": 0}, r"in_channels is 0"),
         ({"name": "mlp", "image_size": 0}, r"image_size is 0"),
     ],

@@ -25,13 +25,14 @@ def build_network(
     Args:
         name: ``mlp``, ``cnn``, ``resnet18`` or ``wrn_16_2``.
         in_channels: Channels of the images, at least 1.
-        num_classes: Number of logits, at least 2.
-        image_size: Height and width of the images in pixels; only ``mlp`` is built for one size.
+        num_classes: Number of outputs, at least 1.
+        image_size: Height and width of the images in pixels; only ``mlp`` is built for one size. With 1 it takes
+            vectors ``[N, in_channels]`` too.
         dropout: Probability that a feature before the last layer (in ``mlp`` before each but the first) is dropped,
             in [0, 1).
 
     Returns:
-        A module that turns images ``[N, in_channels, H, W]`` into logits ``[N, num_classes]``.
+        A module that turns images ``[N, in_channels, H, W]`` into outputs ``[N, num_classes]``.
 
     Raises:
         InvalidValueError: If the name is unknown or a number is too small.
@@ -43,7 +44,7 @@ def build_network(
     """
     check_choice("network", name, get_args(NetworkName), "an nn.Module that returns logits [N, num_classes]")
     check_range("in_channels", in_channels, 1)
-    check_range("num_classes", num_classes, 2)
+    check_range("num_classes", num_classes, 1)
     check_range("image_size", image_size, 1)
     check_range("dropout", dropout, 0.0, 1.0, open_high=True)
     if name == "mlp":

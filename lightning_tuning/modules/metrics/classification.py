@@ -1,4 +1,4 @@
-"""What a classifier reports on evaluation data."""
+"""What a classifier of one class a sample reports on evaluation data."""
 
 from __future__ import annotations
 

@@ -1,0 +1,127 @@
+"""What holds for every ready host."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_tuning import (
+    EMATeacherMixin,
+    ExactResume,
+    FloodingMixin,
+    ImageClassifier,
+    L1Mixin,
+    L2Mixin,
+    L2SPMixin,
+    MixupMixin,
+    MultiLabelClassifier,
+    Regressor,
+    SAMMixin,
+    SemiSupervisedClassifier,
+)
+from lightning_tuning.errors import CompositionError, InvalidValueError
+from lightning_tuning.modules import Classifier
+from lightning_tuning.modules.host import BaseHost
+from tests.contract.nets import assert_equal_state, trainer
+from tests.contract.settings import SETTINGS, stacked
+
+TASKS = {
+    Classifier: "multiclass",
+    ImageClassifier: "multiclass",
+    SemiSupervisedClassifier: "multiclass",
+    MultiLabelClassifier: "multilabel",
+    Regressor: "regression",
+}
+TECHNIQUES = (SAMMixin, EMATeacherMixin, MixupMixin, FloodingMixin, L1Mixin, L2Mixin, L2SPMixin)
+hosts = pytest.mark.parametrize("host", [ImageClassifier, MultiLabelClassifier, Regressor])
+
+
+def loader(host, n=24):
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(n, 1, 8, 8, generator=g)
+    target = {
+        "multiclass": torch.randint(3, (n,), generator=g),
+        "multilabel": torch.randint(2, (n, 3), generator=g),
+        "regression": torch.randn(n, generator=g),
+    }[host.task]
+    return DataLoader(TensorDataset(x, target), batch_size=8, generator=torch.Generator())
+
+
+def make(host, **arguments):
+    outputs = {} if host is Regressor else {"num_classes": 3}
+    return host(network="cnn", **outputs, dropout=0.3, optimizer="sgd", lr=0.02, **arguments)
+
+
+@pytest.mark.parametrize("host", TASKS)
+def test_the_task(host):
+    assert issubclass(host, BaseHost)
+    assert host.task == TASKS[host]
+
+
+@hosts
+def test_every_argument_is_explained(host):
+    for name in host.__signature__.parameters:
+        assert f"\n    {name}: " in host.__doc__
+
+
+@hosts
+def test_resume_with_techniques_is_the_straight_run_bitwise(host, tmp_path):
+    on = stacked(TECHNIQUES).on
+
+    def fit(seed, epochs, ckpt_path=None):
+        torch.manual_seed(seed)
+        model = make(host, **on)
+        assert model.active_techniques() == [*TECHNIQUES]
+        made = trainer(tmp_path, max_epochs=epochs, callbacks=[ExactResume(seed=2)])
+        made.fit(model, loader(host), loader(host), ckpt_path=ckpt_path)
+        return made, model
+
+    made, _ = fit(0, 1)
+    made.save_checkpoint(tmp_path / "first.ckpt")
+    _, straight = fit(0, 2)
+    _, resumed = fit(9, 2, tmp_path / "first.ckpt")
+    assert_equal_state(dict(straight.state_dict()), dict(resumed.state_dict()))
+    loaded = host.load_from_checkpoint(tmp_path / "first.ckpt", weights_only=True)
+    assert type(loaded) is type(straight)
+    assert loaded.hparams == straight.hparams
+
+
+@hosts
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_each_technique_is_felt(host, technique, tmp_path):
+    states = []
+    high = {"flooding_level": 9.0}  # above every loss
+    for on in ({}, high if technique is FloodingMixin else SETTINGS[technique].on):
+        torch.manual_seed(0)
+        model = make(host, **on)
+        torch.manual_seed(1)
+        trainer(tmp_path, max_epochs=1).fit(model, loader(host))
+        states.append(model.eval()(loader(host).dataset.tensors[0]))
+    assert states[1].isfinite().all()
+    assert not torch.equal(*states)
+
+
+@hosts
+def test_data_that_do_not_fit(host, tmp_path):
+    name = host.outputs_argument
+    data = LightningDataModule()
+    setattr(data, name, 7)
+    own = {
+        "num_classes": "7 classes, model.num_classes is 3",
+        "num_outputs": "7 values a target, model.num_outputs is 1",
+    }
+    with pytest.raises(InvalidValueError, match=rf"The data has {own[name]}; write --model.{name}=7\."):
+        trainer(tmp_path).fit(make(host), datamodule=data)
+
+
+@hosts
+def test_an_argument_of_the_base_alone_is_unknown(host):
+    wrong = "num_classes" if host is Regressor else "num_outputs"
+    with pytest.raises(CompositionError, match=rf"{host.__name__}\(\) has no argument '{wrong}'"):
+        host(**{wrong: 3})
+
+
+def test_hosts_without_a_meaning_for_their_targets():
+    for method in (BaseHost.check_target, BaseHost.predictions):
+        with pytest.raises(NotImplementedError):
+            method(None, None)
