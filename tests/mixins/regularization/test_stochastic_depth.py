@@ -187,6 +187,8 @@ def test_evaluation_and_a_teacher_drop_nothing():
     expected = {f"network.{block}.linear": 0.5 * (block + 1) / 3 for block in range(3)}
     assert {name: rate for name, rate in rates(net).items() if "teacher" not in name} == pytest.approx(expected)
     assert list(net._stochastic_depth.hooks) == [f"network.{i}.linear" for i in range(3)]
+    net.eval().configure_model()  # as for a test run: now its mode does not tell it apart
+    assert list(net._stochastic_depth.hooks) == [f"network.{i}.linear" for i in range(3)]
 
 
 def test_copies_have_hooks_of_their_own():
