@@ -152,12 +152,16 @@ def test_the_batch_itself_stays_as_it_is():
     assert net.batches[0][2] == "index"
 
 
-def test_the_logged_term_is_the_larger_share():
+@pytest.mark.parametrize("lam", [0.1, 0.9])
+def test_the_logged_term_is_the_larger_share(lam, monkeypatch):
+    monkeypatch.setattr("lightning_tuning.mixins.regularization.cutmix.sample_beta", lambda alpha: lam)
     net = made()
     torch.manual_seed(4)
-    box, _ = drawn(1.0, 8)
+    state = torch.get_rng_state()
+    share = 1 - sample_box(5, 5, 1 - lam).area / 25
+    torch.set_rng_state(state)
     trainer = fit(net, batches(1, shape=SHAPE))
-    share = 1 - box.area / 25
+    assert (share < 0.5) == (lam < 0.5)
     assert trainer.callback_metrics["train/cutmix_epoch"].item() == pytest.approx(max(share, 1 - share))
 
 
