@@ -14,23 +14,13 @@ from .kinds import NORMS
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
-def residual_branches(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The last layer of each residual branch in ``module``, with its dotted name.
-
-    A branch is one side of an addition of two values that both come from the input of the same block: the side that
-    passes more layers with weights. It has to end with a layer. Blocks whose forward cannot be traced are passed over.
-    """
-    named = [(_path(name, str(node.target)), block, str(node.target)) for name, block, node in _branch_ends(module)]
-    return [(path, block.get_submodule(target)) for path, block, target in named] + _in_encoders(
-        module, "dropout1", "dropout2"
-    )
-
-
 def residual_scales(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """The last norm layer or layer with weights of each residual branch in ``module``, with its dotted name: with its
     weight and bias at zero the branch adds nothing.
 
-    Passed over is what ends with another layer with parameters, or with a norm layer without weights.
+    A branch is one side of an addition, in a module's own forward, of two values that both come from its input: the
+    side that passes more layers with weights. Passed over are forwards that cannot be traced, and what ends with
+    another layer with parameters, or with a norm layer without weights.
     """
     found = _in_encoders(module, "self_attn.out_proj", "linear2")
     for name, block, node in _branch_ends(module):
@@ -93,7 +83,7 @@ def _branch_end(addition: fx.Node, block: nn.Module) -> fx.Node | None:
     before = [_ancestors(side) for side in sides]
     if not all(any(n.op == "placeholder" for n in nodes) for nodes in before):
         return None
-    weights = [_weights(a - b, block) for a, b in (before, before[::-1])]
+    weights = [_weights(nodes, block) for nodes in before]
     if weights[0] == weights[1]:
         return None
     end = sides[weights[1] > weights[0]]
