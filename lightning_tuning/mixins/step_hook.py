@@ -12,7 +12,7 @@ from lightning_tuning.functional import step_was_skipped
 
 
 def after_each_step(optimizers: Iterable[Optimizer], function: Callable[[], None]) -> list[RemovableHandle]:
-    """Have ``function`` called after each optimizer step but those that fp16's scaler skips, in order of registration."""
+    """Have ``function`` called after each optimizer step that fp16's scaler does not skip, in order of registration."""
 
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not step_was_skipped(optimizer):
