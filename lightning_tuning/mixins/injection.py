@@ -70,27 +70,36 @@ class Injection:
         # Kept also because unpickling them keeps torch from giving their numbers, the hooks' keys, to others.
         self._handles: list[RemovableHandle] = []
 
-    def place(self, modules: dict[str, nn.Module], make: Callable[[int, str], Any]) -> None:
+    def place(self, model: nn.Module, modules: dict[str, nn.Module], make: Callable[[int, str], Any]) -> None:
         """Hook ``modules`` and no others.
 
         Args:
+            model: What they are part of.
             modules: The modules by name.
             make: Makes the hook of a module; it gets the module's place among all, from 1, and its name.
         """
         if modules == self.modules:  # compiled code holds on to the hooks there are
             return
-        for handle in self._handles:
-            handle.remove()
+        self._remove_from(model)
         self.modules = modules
         self.hooks = {name: make(place, name) for place, name in enumerate(modules, 1)}
         self._handles = [self.hooks[name].attach(module) for name, module in modules.items()]
+
+    def _remove_from(self, model: nn.Module) -> None:
+        # The handles know the layers of old alone: who exchanges a layer moves its hooks along.
+        ours = {id(hook) for hook in self.hooks.values()}
+        for module in {*model.modules(), *self.modules.values()}:
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [key for key, hook in hooks.items() if id(hook) in ours]:
+                    hooks.pop(key)
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     def set_rate(self, rate: float) -> None:
         for hook in self.hooks.values():
             hook.rate = rate
 
 
-def student_modules(module: nn.Module) -> dict[str, nn.Module]:
+def hookable_modules(module: nn.Module) -> dict[str, nn.Module]:
     """``module`` and all within it by name, without teachers: copies of the whole module, and what is in evaluation
     mode while the module is not, where no hook would act."""
     copies = [m for m in module.modules() if m is not module and is_tuning_mixin(type(m))]
@@ -133,7 +142,7 @@ def weight_layers(module: nn.Module, kinds: tuple[type, ...], pattern: str | Non
     # Attention passes its output projection's weight on, but never calls that layer.
     layers = {
         name: m
-        for name, m in student_modules(module).items()
+        for name, m in hookable_modules(module).items()
         if isinstance(m, kinds) and not isinstance(m, nn.modules.linear.NonDynamicallyQuantizableLinear)
     }
     return named(layers, pattern) if pattern is not None else dict(list(layers.items())[1:])

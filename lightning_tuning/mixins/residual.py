@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import operator
-import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,7 +11,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from .injection import student_modules
+from .flow import own_graph
+from .injection import hookable_modules
 
 
 class Branch(NamedTuple):
@@ -35,7 +33,7 @@ def residual_branches(model: nn.Module) -> tuple[dict[str, Branch], list[str]]:
     found: dict[str, Branch] = {}
     missed = []
     seen: set[nn.Module] = set()
-    for name, block in student_modules(model).items():
+    for name, block in hookable_modules(model).items():
         if not any(True for _ in block.children()) or isinstance(block, _CONTAINERS):
             continue
         branches, complete = _branches_of(block)
@@ -68,7 +66,7 @@ def _branches_of(block: nn.Module) -> tuple[dict[str, Branch], bool]:
     names = _TABLE.get(type(block).forward)
     if names is not None:
         return {n: Branch(block.get_submodule(n), batch_dim_within(block)) for n in names}, True
-    graph = _trace(block)
+    graph = own_graph(block)
     if graph is None:
         return {}, True
     ways = _ways(graph, block)
@@ -83,28 +81,6 @@ def _branches_of(block: nn.Module) -> tuple[dict[str, Branch], bool]:
         else:
             branches[str(end.target)] = Branch(block.get_submodule(str(end.target)), dim)
     return branches, complete
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _trace(block: nn.Module) -> fx.Graph | None:
-    """The graph of a block's forward at the defaults of its optional arguments; None if it cannot be traced."""
-    try:
-        parameters = inspect.signature(type(block).forward).parameters
-        defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
-        # A stand-in, so that what the forward assigns to self stays out of the model.
-        stand_in = copy.copy(block)
-        for members in ("_parameters", "_buffers", "_modules"):
-            stand_in.__dict__[members] = dict(stand_in.__dict__[members])
-        stand_in.training = True
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            return _Tracer().trace(stand_in, concrete_args=defaults)
-    except Exception:  # whatever a stranger's forward does when it meets a proxy
-        return None
 
 
 def _ways(graph: fx.Graph, block: nn.Module) -> list[list[fx.Node]]:

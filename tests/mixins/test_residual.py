@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_tuning.mixins.residual import _trace, residual_branches
+from lightning_tuning.mixins.flow import own_graph
+from lightning_tuning.mixins.residual import residual_branches
 from lightning_tuning.modules.networks import build_network
 
 
@@ -62,6 +63,31 @@ class PreNorm(nn.Module):
         if self.shared:
             return x + self.dropout(self.fc2(self.dropout(hidden)))
         return x + self.fc2(hidden)
+
+
+class Turning(nn.Module):
+    """Attention that wants the samples second, in a block that has them first."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.attn, self.mlp = nn.LayerNorm(8), nn.MultiheadAttention(8, 2), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.norm(x).transpose(0, 1)
+        x = x + self.attn(y, y, y)[0].transpose(0, 1)
+        return x + self.mlp(self.norm(x))
+
+
+class Turned(nn.Module):
+    """The other way round, by a permutation."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.mlp = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = x + self.gru(x.permute(1, 0, 2))[0].permute(1, 0, 2)
+        return x + self.mlp(x).transpose(-1, -2).transpose(-1, -2)
 
 
 class Mixer(nn.Module):
@@ -142,6 +168,7 @@ CASES = {
     "pre_norm": (PreNorm(), {"attn": 0, "fc2": 0}),
     # Attention tells that the samples come second, for the other branch as well.
     "sequence_first": (PreNorm(batch_first=False), {"attn": 1, "fc2": 1}),
+    "turning": (Turning(), {"attn": 1, "mlp": 0}),
     # Dropping the output of a dropout that is also called within the branch would drop there too.
     "shared_dropout": (PreNorm(shared_dropout=True), {"attn": 0, "fc2": 0}),
     "mixer": (Mixer(), {"tokens": 0, "channels": 0}),
@@ -213,12 +240,12 @@ class Branching(nn.Module):
 
 @pytest.mark.parametrize("model", [Embeddings(), Merge(), Twins(), build_network("mlp"), build_network("cnn")])
 def test_none_where_there_is_none(model):
-    assert _trace(model) is not None
+    assert own_graph(model) is not None
     assert residual_branches(model) == ({}, [])
 
 
 def test_none_where_it_cannot_be_traced():
-    assert _trace(Branching()) is None
+    assert own_graph(Branching()) is None
     assert residual_branches(Branching()) == ({}, [])
 
 
@@ -241,7 +268,7 @@ def test_a_branch_that_cannot_be_dropped_at_a_module_is_reported():
     assert residual_branches(NoEnd()) == ({}, ["NoEnd"])
 
 
-def test_tracing_leaves_no_trace():
+def test_tracing_leaves_noown_graph():
     model = Loop()
     before, state = set(vars(model)), torch.get_rng_state()
     residual_branches(model)
@@ -257,6 +284,15 @@ def test_what_is_held_in_evaluation_mode_is_left_out():
     assert list(found(model.eval())) == ["student.bn2", "teacher.bn2"]
 
 
+def test_what_stands_second_or_first_and_is_counted_from_the_end_is_open():
+    branches, missed = residual_branches(Turned())
+    assert {name: branch.batch_dim for name, branch in branches.items()} == {"gru": 0}
+    assert missed == ["Turned"]
+
+
 def test_a_block_that_is_used_twice_has_one_branch():
     block = BasicBlock(4, 4)
     assert list(found(nn.Sequential(block, block))) == ["0.bn2"]
+    blocks = [ConvNeXt(drop_path=True) for _ in range(2)]
+    blocks[1].drop_path = blocks[0].drop_path
+    assert list(found(nn.Sequential(*blocks))) == ["0.drop_path"]

@@ -80,7 +80,9 @@ class DropBlockMixin(TuningMixin):
         if self.dropblock_rate != 0:
             layers = weight_layers(self, _CONVOLUTIONS, self.dropblock_layers)
             settings = {"size": self.dropblock_size}
-            self._dropblock.place(layers, lambda place, name: DropInput(drop_block, self.dropblock_rate, settings))
+            self._dropblock.place(
+                self, layers, lambda place, name: DropInput(drop_block, self.dropblock_rate, settings)
+            )
 
     def no_effect(self) -> str | None:
         if self._dropblock.hooks:

@@ -18,9 +18,9 @@ from lightning_tuning.mixins.injection import (
     DropInput,
     Injection,
     check_pattern,
+    hookable_modules,
     named,
     no_match,
-    student_modules,
     weight_layers,
 )
 from lightning_tuning.mixins.progress import progress, total_steps
@@ -105,7 +105,7 @@ class DropoutMixin(TuningMixin):
             layers = weight_layers(self, (nn.Linear, _ConvNd), self.dropout_layers)
             behind = _behind_dropout(self)
             layers = {name: m for name, m in layers.items() if m not in behind}
-            self._dropout_inputs.place(layers, lambda place, name: DropInput(F.dropout, 0.0))
+            self._dropout_inputs.place(self, layers, lambda place, name: DropInput(F.dropout, 0.0))
         self._set_dropout(self.dropout_rate)
 
     def _set_dropout(self, rate: float) -> None:
@@ -150,7 +150,7 @@ def _dropout_layers(module: nn.Module) -> dict[str, nn.Module]:
     """The layers with a rate that can be set. A recurrent layer drops between its layers, so it needs two."""
     return {
         name: m
-        for name, m in student_modules(module).items()
+        for name, m in hookable_modules(module).items()
         if isinstance(m, (_DropoutNd, nn.MultiheadAttention)) or (isinstance(m, nn.RNNBase) and m.num_layers > 1)
     }
 

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_tuning.errors import check_choice, check_range
 from lightning_tuning.mixins.base import TuningMixin
-from lightning_tuning.mixins.injection import DropOutput, Injection, check_pattern, named, no_match, student_modules
+from lightning_tuning.mixins.injection import DropOutput, Injection, check_pattern, hookable_modules, named, no_match
 from lightning_tuning.mixins.residual import Branch, batch_dim_within, residual_branches
 
 Mode = Literal["linear", "uniform"]
@@ -73,7 +73,7 @@ class StochasticDepthMixin(TuningMixin):
         if self.stochastic_depth_layers is None:
             branches, self._stochastic_depth_missed = residual_branches(self)
         else:
-            modules = {name: m for name, m in student_modules(self).items() if name}
+            modules = {name: m for name, m in hookable_modules(self).items() if name}
             branches = {
                 name: Branch(module, batch_dim_within(modules.get(name.rpartition(".")[0], module)))
                 for name, module in named(modules, self.stochastic_depth_layers).items()
@@ -83,13 +83,13 @@ class StochasticDepthMixin(TuningMixin):
             share = place / len(branches) if self.stochastic_depth_mode == "linear" else 1.0
             return DropOutput(share * self.stochastic_depth_rate, branches[name].batch_dim)
 
-        self._stochastic_depth.place({name: branch.module for name, branch in branches.items()}, make)
+        self._stochastic_depth.place(self, {name: branch.module for name, branch in branches.items()}, make)
 
     def no_effect(self) -> str | None:
         if self._stochastic_depth.hooks:
             return None
         if self.stochastic_depth_layers is not None:
-            names = [name for name in student_modules(self) if name]
+            names = [name for name in hookable_modules(self) if name]
             return no_match("stochastic_depth_layers", self.stochastic_depth_layers, names, "modules")
         return (
             f"no residual branch was found in {self._host_name}{self._missed_branches()}. Name the modules whose "

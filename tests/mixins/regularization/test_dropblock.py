@@ -64,6 +64,7 @@ def test_the_maps_that_convolutions_take_in_lose_blocks(size):
     dropped = maps == 0
     assert 0.1 < dropped.mean() < 0.35
     assert all(is_made_of_blocks(one, size, size) for one in dropped.reshape(-1, 10, 12))
+    assert not all(is_made_of_blocks(one, size + 1, size) for one in dropped.reshape(-1, 10, 12))
     scale = dropped.size / (~dropped).sum()
     np.testing.assert_allclose(maps, np.where(dropped, 0, clean * scale), rtol=1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_tuning import EMATeacherMixin, ImageClassifier, StochasticDepthMixin
+from lightning_tuning import EMATeacherMixin, ImageClassifier, NormMixin, StochasticDepthMixin
 from lightning_tuning.errors import InvalidValueError, NoEffectError
 from tests.mixins.test_residual import BasicBlock, NoEnd, PreNorm
 from tests.mixins.tiny import FEATURES, NUM_CLASSES, Tiny, assert_same, batches, fit, smooth
@@ -207,6 +207,24 @@ def test_blocks_that_were_exchanged_after_init_are_found():
     fit(net, batches(1))
     assert rates(net) == pytest.approx({"network.0.mlp": 0.25, "network.1.linear": 0.5})
     assert not removed._forward_hooks
+
+
+class NormLeftNet(NormMixin, StochasticDepthMixin, Tiny):
+    pass
+
+
+class NormRightNet(StochasticDepthMixin, NormMixin, Tiny):
+    pass
+
+
+@pytest.mark.parametrize("cls", [NormLeftNet, NormRightNet])
+def test_a_norm_layer_that_another_technique_exchanges_has_one_hook(cls):
+    network = nn.Sequential(BasicBlock(2, 2), nn.Flatten(), nn.Linear(50, NUM_CLASSES))
+    net = cls(network, stochastic_depth_rate=0.5, norm_name="group", norm_groups=1)
+    fit(net, batches(1, shape=(2, 5, 5)))
+    assert [len(m._forward_hooks) for m in (network[0].bn1, network[0].bn2)] == [0, 1]
+    assert isinstance(network[0].bn2, nn.GroupNorm)
+    assert rates(net) == {"network.0.bn2": 0.5}
 
 
 class PreNormOf(nn.Module):
