@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from .composition import is_tuning_mixin
+from .kinds import has_weights
 
-def student_modules(module: LightningModule) -> Iterator[tuple[str, nn.Module]]:
-    """The modules inside ``module`` with their names, without those of a teacher, which is a copy of ``module``."""
-    for name, child in module.named_children():
-        if not isinstance(child, type(module)):
-            yield from child.named_modules(prefix=name)
+
+def student_children(module: LightningModule) -> dict[str, nn.Module]:
+    """The children of ``module`` by name, without teachers: one with mixins of its own is a copy of the module."""
+    return {name: child for name, child in module.named_children() if not is_tuning_mixin(type(child))}
 
 
 def blocks_of(module: LightningModule) -> dict[str, nn.Module]:
@@ -21,8 +22,7 @@ def blocks_of(module: LightningModule) -> dict[str, nn.Module]:
     They are its children that hold weights (parameters of two or more dimensions). ``Sequential``, ``ModuleList`` and
     ``ModuleDict`` count as what they contain, and a single child that holds all weights is entered in the same way.
     """
-    children = {n: m for n, m in module.named_children() if not isinstance(m, type(module))}
-    blocks = dict(_with_weights("", children))
+    blocks = dict(_with_weights("", student_children(module)))
     while len(blocks) == 1:
         name, only = next(iter(blocks.items()))
         blocks = dict(_with_weights(f"{name}.", dict(only.named_children())))
@@ -33,5 +33,5 @@ def _with_weights(prefix: str, children: Mapping[str, nn.Module]) -> Iterator[tu
     for name, child in children.items():
         if isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             yield from _with_weights(f"{prefix}{name}.", dict(child.named_children()))
-        elif any(p.ndim >= 2 for p in child.parameters()):
+        elif has_weights(child):
             yield f"{prefix}{name}", child

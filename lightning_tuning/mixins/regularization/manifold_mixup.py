@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_tuning.errors import InvalidValueError, check_range
 from lightning_tuning.functional import mix, sample_beta
-from lightning_tuning.mixins.blocks import blocks_of, student_modules
+from lightning_tuning.mixins.blocks import blocks_of, student_children
+from lightning_tuning.mixins.injection import check_pattern, named, no_match
 from lightning_tuning.mixins.inputs import first_tensor, map_inputs
 from lightning_tuning.mixins.mixing import MixingMixin, Run
 from lightning_tuning.mixins.plan import Cost
@@ -61,12 +62,7 @@ class ManifoldMixupMixin(MixingMixin):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_range("manifold_mixup_alpha", manifold_mixup_alpha)
-        try:
-            re.compile(manifold_mixup_layers or "")
-        except re.error as error:
-            raise InvalidValueError(
-                f"manifold_mixup_layers is {manifold_mixup_layers!r}; it must be a regular expression: {error}."
-            ) from None
+        check_pattern("manifold_mixup_layers", manifold_mixup_layers)
         self.manifold_mixup_alpha = manifold_mixup_alpha
         self.manifold_mixup_layers = manifold_mixup_layers
         self._set_mixing("manifold_mixup", manifold_mixup_probability, manifold_mixup_off_epoch)
@@ -74,18 +70,18 @@ class ManifoldMixupMixin(MixingMixin):
     def no_effect(self) -> str | None:
         if ManifoldMixupMixin._manifold_layers(self):
             return None
-        return f"manifold_mixup_layers={self.manifold_mixup_layers!r} is the whole name of no layer. {_names(self)}"
+        layers = no_match("manifold_mixup_layers", str(self.manifold_mixup_layers), _every_layer(self), "layers")
+        return f"in {self._host_name}, {layers}"
 
     def extra_cost(self) -> Cost:
         return Cost(memory="a mixed copy of a layer's output")
 
-    def _manifold_layers(self) -> dict[str, nn.Module | None]:
+    def _manifold_layers(self) -> dict[str, Any]:
         """The layers to draw from, by name; None is the input."""
         if self.manifold_mixup_layers is None:
             blocks = blocks_of(self)
             return {"input": None, **dict(islice(blocks.items(), len(blocks) // 2))}
-        every = {"input": None, **dict(student_modules(self))}
-        return {name: layer for name, layer in every.items() if re.fullmatch(self.manifold_mixup_layers, name)}
+        return named(_every_layer(self), self.manifold_mixup_layers)
 
     def _mixing_step(self, run: Run, x: Any, target: Any) -> Any:
         soft = self._soft_target("ManifoldMixupMixin", target)
@@ -96,7 +92,7 @@ class ManifoldMixupMixin(MixingMixin):
         if not layers:
             raise InvalidValueError(
                 "ManifoldMixupMixin found no layer to mix, and inputs that are integers cannot be mixed themselves. "
-                f"Write the names of layers as a regular expression to manifold_mixup_layers. {_names(self)}"
+                f"Name layers of {self._host_name} that return floats in manifold_mixup_layers."
             )
         share = sample_beta(self.manifold_mixup_alpha)
         partner = torch.randperm(len(soft), device=first_tensor(x).device)
@@ -160,10 +156,6 @@ class _MixOutput:
         )
 
 
-def _names(module: Any) -> str:
-    names = [name for name, _ in student_modules(module)]
-    shown = ", ".join(["input", *names[:_SHOWN]]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{module._host_name} has: {shown}."
-
-
-_SHOWN = 30
+def _every_layer(module: LightningModule) -> dict[str, Any]:
+    layers = (child.named_modules(prefix=name) for name, child in student_children(module).items())
+    return {"input": None, **dict(chain.from_iterable(layers))}
