@@ -219,13 +219,12 @@ def test_a_transformer_answers_in_evaluation_as_in_training():
 
 def test_under_autocast_the_singular_value_is_computed_in_float32():
     net = Net(nn.Linear(64, 64), spectral_norm_bound=1.0)
-    x = torch.eye(64)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        low = net(x)
-    assert low.dtype == torch.bfloat16
-    expected = net.network.weight / np.linalg.norm(matrix(net.network).T @ array(net.network.spectral_norm_u))
-    exact = (expected.bfloat16().float() + net.network.bias.bfloat16().float()[:, None]).T
-    torch.testing.assert_close(low.float(), exact, rtol=1e-2, atol=1e-3)
+    seen = []
+    net.network.register_forward_pre_hook(lambda layer, args: seen.append(layer.weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(torch.eye(64)).dtype == torch.bfloat16
+    w, u = matrix(net.network), array(net.network.spectral_norm_u)
+    np.testing.assert_allclose(array(seen[0]), w / np.linalg.norm(w.T @ u), rtol=1e-6)
 
 
 def test_it_compiles():
