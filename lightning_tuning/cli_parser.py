@@ -96,6 +96,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
         names = re.findall(r"\w+", choice[2])
         hint = did_you_mean(choice[1], names)
         return f"There is no subcommand {choice[1]!r}{hint} It comes first and is one of {', '.join(names)}."
+    if re.search(r'expected "subcommand" to be one of', message) and parser._subcommands_action:
+        return f"The command comes first; it is one of {', '.join(parser._subcommands_action.choices)}."
     if missing := re.search(r"arguments are required: \w+\.(.*)", message):
         return f"Missing: {missing[1]}. Give a configuration (--config=FILE) or write it, e.g. --model=ImageClassifier"
     for pattern, replacement in _WORDS:

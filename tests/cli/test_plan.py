@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
 
 from lightning_tuning import GradientNorm, ImageClassifier, plan
 from lightning_tuning.cli import main
@@ -45,7 +46,7 @@ def test_a_configuration_file_with_a_problem(folder, capsys):
 
 
 def test_callbacks_that_change_something_have_a_row():
-    class Doubles(GradientNorm):
+    class Doubles(Callback):
         changes = ("gradient",)
 
         def on_after_backward(self, trainer, pl_module):

@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_tuning import EMATeacherMixin, L1Mixin, LabelSmoothingMixin, MixupMixin, SAMMixin, compose
 from lightning_tuning.errors import CompositionError
+from lightning_tuning.mixins.composition import own_arguments
 from tests.mixins.tiny import Tiny, batches, fit
 
 Composed = compose(Tiny, L1Mixin, MixupMixin, SAMMixin, name="Composed")
@@ -62,7 +63,7 @@ def test_signatures_along_the_chain():
         assert parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
         assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters[2:-1])
         assert all(p.annotation != inspect.Parameter.empty for p in parameters[1:])
-    assert list(inspect.signature(Composed).parameters) == ["args", "sam_rho", "sam_adaptive", "sam_eta", "kwargs"]
+    assert list(inspect.signature(Composed).parameters) == ["args", *own_arguments(SAMMixin), "kwargs"]
 
 
 def test_positional_arguments_reach_the_host():
@@ -75,7 +76,8 @@ def test_positional_arguments_reach_the_host():
 def test_what_is_on():
     net = Composed(sam_rho=0.3, mixup_alpha=0.0)
     assert net.active_techniques() == [SAMMixin, L1Mixin]
-    assert net.tuning_settings() == {"sam_rho": 0.3, "sam_adaptive": False, "sam_eta": 0.01, "l1_weight": 1e-5}
+    defaults = {name: p.default for name, p in own_arguments(SAMMixin).items()}
+    assert net.tuning_settings() == {**defaults, "sam_rho": 0.3, "l1_weight": 1e-5}
     assert SAMMixin.is_on({"sam_rho": 0.1})
     assert not SAMMixin.is_on({"sam_rho": 0.0})
     assert not SAMMixin.is_on({})
