@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 
 
 class TuningError(Exception):
@@ -57,21 +58,27 @@ def check_range(
         raise InvalidValueError(f"{name} is {value!r}; it must be a number in {interval}.")
 
 
-def check_whole(name: str, value: float, low: int = 0) -> None:
-    """Raise :class:`InvalidValueError` unless ``value`` is an integer of at least ``low``.
+def check_count(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+    """Raise :class:`InvalidValueError` unless ``value`` is an integer from ``low`` to ``high``.
 
     Args:
-        name: The argument as the user writes it, e.g. ``jacobian_projections``.
+        name: The argument as the user writes it.
         value: What came.
-        low: Smallest value allowed.
+        low: Smallest integer allowed.
+        high: Largest integer allowed; None: no limit.
+        optional: Whether None is allowed too.
 
     Example:
-        >>> check_whole("jacobian_projections", 0.5, 1)
+        >>> check_count("batch_size", 0, 1)
         Traceback (most recent call last):
-        lightning_tuning.errors.InvalidValueError: jacobian_projections is 0.5; it must be an integer of at least 1.
+        lightning_tuning.errors.InvalidValueError: batch_size is 0; it must be an integer of at least 1.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise InvalidValueError(f"{name} is {value!r}; it must be an integer of at least {low}.")
+    if optional and value is None:
+        return
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (is_integer and low <= value and (high is None or value <= high)):  # type: ignore[operator]
+        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise InvalidValueError(f"{name} is {value!r}; it must be an integer {limits}{' or None' if optional else ''}.")
 
 
 def did_you_mean(name: object, names: Iterable[str], cutoff: float = 0.6) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype, _has_foreach_support
 
-from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.errors import InvalidValueError, check_count
 
 from ._gradients import holds_whole_gradients, is_logging_step, scaler_of_scaled_gradients
 
@@ -118,8 +118,7 @@ class GradientNorm(Callback):
         super().__init__()
         if group_by not in ("optimizer", "module"):
             raise InvalidValueError(f"group_by is {group_by!r}; it must be 'optimizer' or 'module'.")
-        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-            raise InvalidValueError(f"depth is {depth!r}; it must be an integer of at least 1.")
+        check_count("depth", depth, 1)
         self.group_by = group_by
         self.depth = depth
         self._plugin: Precision | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_tuning.data.checks import check_count
 from lightning_tuning.data.hashing import hashes
 from lightning_tuning.data.image_datamodule import ImageDataModule
+from lightning_tuning.errors import check_count
 
 
 def save_views(datamodule: ImageDataModule, path: str | Path, n: int = 8) -> None:

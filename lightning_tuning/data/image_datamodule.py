@@ -10,7 +10,6 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lightning_tuning.data.checks import check_count
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader, quiet_opencv
 from lightning_tuning.data.normalize import Normalize
@@ -19,7 +18,7 @@ from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSample
 from lightning_tuning.data.splits import stratified_split
 from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
 from lightning_tuning.data.views import EvalViews, TrainViews
-from lightning_tuning.errors import InvalidValueError, check_choice
+from lightning_tuning.errors import InvalidValueError, check_choice, check_count
 
 _LARGEST_SEED = 2**32 - 1
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_tuning.errors import InvalidValueError, NoEffectError, TuningError, check_range, check_whole
+from lightning_tuning.errors import InvalidValueError, NoEffectError, TuningError, check_count, check_range
 from lightning_tuning.functional import class_probabilities
 
 from .base import TuningMixin
@@ -102,7 +102,7 @@ class MixingMixin(TuningMixin):
         """Check and keep the two arguments that every mixing has."""
         check_range(f"{stem}_probability", probability, 0.0, 1.0, open_low=True)
         if off_epoch is not None:
-            check_whole(f"{stem}_off_epoch", off_epoch, 1)
+            check_count(f"{stem}_off_epoch", off_epoch, 1)
         setattr(self, f"{stem}_probability", probability)
         setattr(self, f"{stem}_off_epoch", off_epoch)
 

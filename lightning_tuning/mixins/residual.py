@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -33,9 +33,7 @@ def residual_branches(model: nn.Module) -> tuple[dict[str, Branch], list[str]]:
     found: dict[str, Branch] = {}
     missed = []
     seen: set[nn.Module] = set()
-    for name, block in hookable_modules(model).items():
-        if not any(True for _ in block.children()) or isinstance(block, _CONTAINERS):
-            continue
+    for name, block in blocks_of(model):
         branches, complete = _branches_of(block)
         for child, branch in branches.items():
             if branch.module not in seen:
@@ -44,6 +42,21 @@ def residual_branches(model: nn.Module) -> tuple[dict[str, Branch], list[str]]:
         if not complete:
             missed.append(name or type(block).__name__)
     return found, missed
+
+
+def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model with a ``forward`` of their own that calls others, by name."""
+    for name, block in hookable_modules(model).items():
+        if any(True for _ in block.children()) and not isinstance(block, _CONTAINERS):
+            yield name, block
+
+
+def branch_ways(block: nn.Module) -> list[list[fx.Node]]:
+    """For each addition of two values that both stem from the block's input the nodes of its branch, the side that went
+    through more layers with weights: from the branch's last operation back, as far as they are linear and used by
+    nothing else, so that dropping one of them is dropping the branch. Empty if the block cannot be traced."""
+    graph = own_graph(block)
+    return [] if graph is None else _ways(graph, block)
 
 
 def batch_dim_within(module: nn.Module) -> int:
@@ -66,10 +79,7 @@ def _branches_of(block: nn.Module) -> tuple[dict[str, Branch], bool]:
     names = _TABLE.get(type(block).forward)
     if names is not None:
         return {n: Branch(block.get_submodule(n), batch_dim_within(block)) for n in names}, True
-    graph = own_graph(block)
-    if graph is None:
-        return {}, True
-    ways = _ways(graph, block)
+    ways = branch_ways(block)
     used = {node for way in ways for node in way}
     stream_dim = _stream_dim(ways, block)
     branches, complete = {}, True
@@ -84,8 +94,6 @@ def _branches_of(block: nn.Module) -> tuple[dict[str, Branch], bool]:
 
 
 def _ways(graph: fx.Graph, block: nn.Module) -> list[list[fx.Node]]:
-    """For each addition with a branch the nodes from the branch's last operation back, as far as they are linear and
-    used by nothing else: dropping one of them is dropping the branch."""
     inputs: dict[fx.Node, frozenset[fx.Node]] = {}
     layers: dict[fx.Node, int] = {}  # the fewest layers with weights on a way from an input
     ways = []

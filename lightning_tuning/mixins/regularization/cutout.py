@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_tuning.errors import InvalidValueError, check_whole
+from lightning_tuning.errors import InvalidValueError, check_count
 from lightning_tuning.functional import squares
 from lightning_tuning.mixins.inputs import first_tensor, image_size, map_inputs
 from lightning_tuning.mixins.mixing import MixingMixin, Run
@@ -47,7 +47,7 @@ class CutoutMixin(MixingMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_whole("cutout_size", cutout_size)
+        check_count("cutout_size", cutout_size, 0)
         self.cutout_size = cutout_size
         self._set_mixing("cutout", cutout_probability, cutout_off_epoch)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_tuning.errors import check_range, check_whole
+from lightning_tuning.errors import check_count, check_range
 from lightning_tuning.functional import jacobian_penalty
 from lightning_tuning.mixins.base import TuningMixin, add_to_loss
 from lightning_tuning.mixins.input_gradient import differentiable, gradient_scale, naming
@@ -44,7 +44,7 @@ class JacobianMixin(TuningMixin):
     def __init__(self, *args: Any, jacobian_weight: float = 0.01, jacobian_projections: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_range("jacobian_weight", jacobian_weight)
-        check_whole("jacobian_projections", jacobian_projections, 1)
+        check_count("jacobian_projections", jacobian_projections, 1)
         self.jacobian_weight = jacobian_weight
         self.jacobian_projections = jacobian_projections
         self._jacobian_inputs: list[Tensor] = []

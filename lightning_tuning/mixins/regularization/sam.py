@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_tuning.errors import InvalidValueError, check_choice, check_range
+from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
 from lightning_tuning.functional import (
     RngState,
     asam_ascent,
@@ -79,8 +79,7 @@ class SAMMixin(TuningMixin):
         check_range("sam_rho", sam_rho)
         check_range("sam_eta", sam_eta)
         check_range("sam_gsam_alpha", sam_gsam_alpha)
-        if not isinstance(sam_interval, int) or isinstance(sam_interval, bool) or sam_interval < 1:
-            raise InvalidValueError(f"sam_interval is {sam_interval!r}; it must be an integer of at least 1.")
+        check_count("sam_interval", sam_interval, 1)
         check_choice("sam_ascent", sam_ascent, ("synchronized", "per_device"))
         if sam_gsam_alpha != 0 and sam_ascent == "per_device":
             raise InvalidValueError(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_tuning.errors import InvalidValueError, check_range, check_whole
+from lightning_tuning.errors import InvalidValueError, check_count, check_range
 from lightning_tuning.functional import power_iteration, spectral_norm
 from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.layers import raw_weight, unit_matrix, weighted_layers
@@ -55,7 +55,7 @@ class SpectralNormMixin(TuningMixin):
         super().__init__(*args, **kwargs)
         if spectral_norm_bound is not None:
             check_range("spectral_norm_bound", spectral_norm_bound, open_low=True)
-        check_whole("spectral_norm_iterations", spectral_norm_iterations, 1)
+        check_count("spectral_norm_iterations", spectral_norm_iterations, 1)
         self.spectral_norm_bound = spectral_norm_bound
         self.spectral_norm_iterations = spectral_norm_iterations
         self.spectral_norm_layers = spectral_norm_layers
