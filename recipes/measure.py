@@ -113,9 +113,12 @@ def run_all(jobs: list[Job], folder: Path, processes: int) -> list[dict]:
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(run, job, str(folder)): job for job in todo}
         for future in tqdm(as_completed(futures), total=len(todo), desc="runs"):
-            by_job[futures[future]] = result = future.result()
-            with journal.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+            if future.exception() is None:
+                by_job[futures[future]] = result = future.result()
+                with journal.open("a") as file:
+                    file.write(json.dumps(result) + "\n")
+    for future in futures:  # only now: what the other runs found is kept
+        future.result()
     return [by_job[job] for job in jobs]
 
 
