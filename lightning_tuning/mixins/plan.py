@@ -19,6 +19,9 @@ CHANGES = ("model", "batch", "target", "activations", "loss", "gradient", "weigh
 """What a technique may change."""
 
 
+_TASKS = ("multiclass", "multilabel", "regression")
+
+
 class Cost(NamedTuple):
     """What a technique adds to a training step: an average where not every step is alike."""
 
@@ -104,7 +107,7 @@ def _row(technique: type[TuningMixin], module: Any, active: list[type[TuningMixi
         changes=technique.changes,
         hooks=tuple(hooks_of(technique)),
         cost=technique.extra_cost(module),
-        problem=_conflict(technique, active) or _idle(technique, module),
+        problem=_misfit(technique, module, active) or _idle(technique, module),
     )
 
 
@@ -116,13 +119,13 @@ def check_plan(module: Any) -> None:
     """Refuse to train what the plan has a problem with.
 
     Raises:
-        CompositionError: Two active techniques conflict.
+        CompositionError: Two active techniques conflict, or one is for other targets than the host's.
         NoEffectError: An active technique can change nothing in this model.
     """
     active = module.active_techniques()
     for technique in active:
-        if conflict := _conflict(technique, active):
-            raise CompositionError(conflict)
+        if misfit := _misfit(technique, module, active):
+            raise CompositionError(misfit)
         if reason := _idle(technique, module):
             raise NoEffectError(reason)
 
@@ -138,11 +141,14 @@ def hooks_of(technique: type) -> Iterator[str]:
             yield name
 
 
-def _conflict(technique: type[TuningMixin], active: list[type[TuningMixin]]) -> str | None:
+def _misfit(technique: type[TuningMixin], module: Any, active: list[type[TuningMixin]]) -> str | None:
     for other in active:
         if other.stem in technique.conflicts:
             return f"{technique.__name__} and {other.__name__} conflict: {technique.conflicts[other.stem]}"
-    return None
+    task = getattr(module, "task", None)  # of the ready hosts; a user's own may mean anything
+    if task not in _TASKS or task in technique.tasks:
+        return None
+    return f"{technique.__name__} is for {' or '.join(technique.tasks)} targets; those of this host are {task}."
 
 
 def _idle(technique: type[TuningMixin], module: Any) -> str | None:

@@ -1,8 +1,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from lightning_tuning import EMATeacherMixin, L1Mixin, MixupMixin, RDropMixin, SAMMixin, TuningMixin, plan
+from lightning_tuning import (
+    EMATeacherMixin,
+    L1Mixin,
+    LabelSmoothingMixin,
+    MixupMixin,
+    RDropMixin,
+    Regressor,
+    SAMMixin,
+    TuningMixin,
+    plan,
+)
 from lightning_tuning.errors import CompositionError, NoEffectError
 from lightning_tuning.mixins import TECHNIQUES
 from lightning_tuning.mixins.composition import is_technique, members
@@ -116,3 +127,17 @@ def test_what_each_technique_says_of_itself(technique):
     assert all(advice.endswith(".") for advice in technique.conflicts.values())
     assert set(hooks_of(technique)) <= set(members(technique))
     assert technique.tasks
+
+
+def test_a_technique_for_other_targets_is_refused():
+    class Values(LabelSmoothingMixin, Regressor):
+        pass
+
+    net = Values(network="mlp", in_channels=4, label_smoothing_epsilon=0.1)
+    message = "LabelSmoothingMixin is for multiclass targets; those of this host are regression."
+    assert plan(net).problems == (message,)
+    with pytest.raises(CompositionError) as caught:
+        fit(net, [(torch.randn(8, 4), torch.randn(8))])
+    assert str(caught.value) == message
+    net.task = "whatever the user calls so"
+    assert plan(net).problems == ()
