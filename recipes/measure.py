@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import statistics
+import textwrap
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -137,10 +138,10 @@ def table(values: dict[str, list[float]], seconds: dict[str, list[float]], metri
 
 
 def draw(values: dict[str, list[float]], metric: str, path: Path) -> None:
-    """One row a variant: each seed's paired difference to the first, mean and 95 % interval; the first's own values
-    stand in the title."""
+    """One row a variant: each seed's paired difference to the first, mean and 95 % interval (green and red where it
+    leaves out 0); the first's own values stand in the title."""
     (first, reference), *others = values.items()
-    figure = Figure(figsize=(8, 1.2 + 0.3 * max(len(others), 2)), layout="constrained")
+    figure = Figure(figsize=(9, 1.2 + 0.27 * max(len(others), 2)), layout="constrained")
     axes = figure.subplots()
     for row, (_, own) in enumerate(others):
         differences = [b - a for a, b in zip(reference, own, strict=True)]
@@ -150,11 +151,11 @@ def draw(values: dict[str, list[float]], metric: str, path: Path) -> None:
         axes.errorbar(mean, row, xerr=half, fmt="o", color=colour, capsize=3, zorder=3)
         axes.scatter(differences, [row] * len(differences), color="tab:blue", alpha=0.4, s=14)
     axes.axvline(0, color="grey", linewidth=1)
-    axes.set_yticks(range(len(others)), [name for name, _ in others])
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(others)), [textwrap.fill(name, 45) for name, _ in others], fontsize=9)
+    axes.set_ylim(len(others) - 0.4, -0.6)
     mean, half = interval(reference)
-    axes.set_title(f"{metric}: {first} {mean:.4f} ± {half:.4f}", fontsize=10)
-    axes.set_xlabel("difference to it: each seed, mean and 95 % interval (coloured where it leaves out 0)")
+    figure.suptitle(f"{metric} of {first}: {mean:.4f} ± {half:.4f}", fontsize=11)
+    axes.set_xlabel("difference to it: each seed, mean, 95 % interval")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
 
