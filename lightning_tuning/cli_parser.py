@@ -102,18 +102,23 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"Missing: {missing[1]}. Give a configuration (--config=FILE) or write it, e.g. --model=ImageClassifier"
     for pattern, replacement in _WORDS:
         text = re.sub(pattern, replacement, text)
-    given = re.findall(r"^\s*Given value: ([^{\[].*)$", message, re.MULTILINE)[-1:]
-    told = "got " in text or not given or given[0].startswith(("Namespace(", "NestedArg("))
-    return text if told else f"{text}; got {given[0]}"
+    given = re.findall(r"^\s*Given value: (?!Namespace\(|NestedArg\()([^{\[].*)$", message, re.MULTILINE)[-1:]
+    told = "got " in text or not given
+    if told:
+        return text
+    return f"{text}; got {given[0]}" + (", which is written null here" if given[0] == "None" else "")
 
 
 def _first_alternative(message: str) -> str:
     """The report in one line. Of several types that were tried, a class given by name can only fit the first."""
-    lines = [line.strip() for line in message.splitlines() if line.strip() and not _NOISE.match(line)]
-    starts = [number for number, line in enumerate(lines) if line.startswith("- ")]
-    if len(starts) > 1 and "class_path" in lines[starts[0]]:
-        lines = lines[: starts[1]]
-    return " ".join(lines).replace(": - ", ": ").replace(" - ", " or ")
+    lines = [line for line in message.splitlines() if line.strip() and not _NOISE.match(line)]
+    first = next((number for number, line in enumerate(lines) if line.lstrip().startswith("- ")), None)
+    if first is not None and "class_path" in lines[first]:
+        # The class's own argument may have several types too, further to the right.
+        bullet = lines[first][: lines[first].index("- ") + 2]
+        others = (number for number, line in enumerate(lines) if number > first and line.startswith(bullet))
+        lines = lines[: next(others, len(lines))]
+    return " ".join(line.strip() for line in lines).replace(": - ", ": ").replace(" - ", " or ")
 
 
 def _unknown_option(name: str, parser: ArgumentParser) -> str:

@@ -34,6 +34,20 @@ MODEL = "--model=tests.cli.toy."
             ["--model=ImageClassifier", "--model.network=resnet81"],
             "model.network is 'resnet81'; did you mean 'resnet18'?",
         ),
+        (
+            ["--model=ImageClassifier", "--model.mixup_off_epoch=soon"],
+            "model: ImageClassifier: mixup_off_epoch: expected int; got soon",
+        ),
+        (
+            ["--model=ImageClassifier", "--model.max_norm_bound=None"],
+            "model: ImageClassifier: max_norm_bound: expected float; got None, which is written null here",
+        ),
+        (
+            ["--model=ImageClassifier", "--model.norm_name=batchnorm"],
+            "model: ImageClassifier: norm_name: expected one of 'batch', 'group', 'layer', 'instance', 'ghost_batch', "
+            "'sync_batch'; got batchnorm",
+        ),
+        (["--model=ImageClassifier", "--model.class_weights=[a]"], "class_weights: expected float; got a"),
         (["--run.mode=null"], "Write --run.mode=max if a larger value is better"),
         (["--run.name=a/b"], "run.name is 'a/b'; it must be the name of one folder."),
         (["--run.monitor=val/acuracy"], "'val/acuracy'"),
