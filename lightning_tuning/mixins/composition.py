@@ -250,12 +250,19 @@ def compose(host: type[LightningModule], *mixins: type[TuningMixin], name: str |
         >>> [c.__name__ for c in Net.__bases__]
         ['SAMMixin', 'L1Mixin', 'BoringModel']
     """
-    check_not_pytorch_lightning(host)
-    if not issubclass(host, LightningModule) or is_tuning_mixin(host) or not all(map(is_technique, mixins)):
+    given = (host, *mixins)
+    if all(isinstance(c, type) for c in given):
+        check_not_pytorch_lightning(host)
+        fits = issubclass(host, LightningModule) and not is_tuning_mixin(host) and all(map(is_technique, mixins))
+    else:
+        fits = False
+    if not fits:
+        shown = ", ".join(c.__name__ if isinstance(c, type) else f"an object of {type(c).__name__}" for c in given)
         raise CompositionError(
-            "compose(host, *mixins) takes a LightningModule and then mixins, not "
-            f"({', '.join(c.__name__ for c in (host, *mixins))})."
+            f"compose(host, *mixins) takes the class of a LightningModule and then classes of mixins, not ({shown})."
         )
+    if twice := [c.__name__ for c in dict.fromkeys(mixins) if mixins.count(c) > 1]:
+        raise CompositionError(f"compose got {', '.join(twice)} twice. Name each mixin once.")
     name = name or f"Tuned{host.__name__}"
     # Pickle looks a class up by its module, so it has to be the caller's.
     namespace = {"__module__": sys._getframe(1).f_globals["__name__"], "__doc__": host.__doc__}

@@ -39,7 +39,20 @@ def test_compose_of_what_is_no_host_or_no_mixin(classes):
     with pytest.raises(CompositionError) as caught:
         compose(*classes)
     given = ", ".join(c.__name__ for c in classes)
-    assert str(caught.value) == f"compose(host, *mixins) takes a LightningModule and then mixins, not ({given})."
+    wanted = "takes the class of a LightningModule and then classes of mixins"
+    assert str(caught.value) == f"compose(host, *mixins) {wanted}, not ({given})."
+
+
+def test_compose_of_objects_and_names():
+    with pytest.raises(CompositionError, match=r"not \(Tiny, an object of str\)\."):
+        compose(Tiny, "sam")
+    with pytest.raises(CompositionError, match=r"not \(an object of Tiny, SAMMixin\)\."):
+        compose(Tiny(), SAMMixin)
+
+
+def test_compose_of_a_mixin_twice():
+    with pytest.raises(CompositionError, match=r"compose got SAMMixin twice\."):
+        compose(Tiny, SAMMixin, SAMMixin)
 
 
 def test_a_composed_module_is_picklable():
