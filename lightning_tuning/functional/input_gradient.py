@@ -75,7 +75,7 @@ def jacobian_penalty(logits: Tensor, inputs: list[Tensor], projections: int = 1,
         >>> jacobian_penalty(5 * x.sum(1, keepdim=True), [x]).item()  # one output: v is 1 or -1, (25 + 25 + 25) / 2
         37.5
     """
-    outputs = logits.flatten(1)
+    outputs = logits.reshape(len(logits), -1)  # one value a sample may come as [N]
     total = torch.zeros((), device=logits.device)
     for _ in range(projections):
         gradients = input_gradients(outputs, inputs, unit_vectors(outputs), scale)

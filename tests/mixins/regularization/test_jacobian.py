@@ -98,6 +98,11 @@ def test_term(network, shape, outputs, drawn):
     assert ours == pytest.approx(outputs / 2 * squared_slope(network, x, v).mean(), rel=1e-7)
 
 
+def test_one_value_a_sample_may_come_without_a_dimension_of_its_own():
+    x = torch.randn(4, 3, requires_grad=True)
+    assert functional.jacobian_penalty((5 * x).sum(1), [x]).item() == 37.5  # (25 + 25 + 25) / 2
+
+
 def test_projections_are_averaged(drawn):
     net = Net(linear().double(), jacobian_weight=0.5, jacobian_projections=3)
     w = array(net.network.weight)
