@@ -1,4 +1,4 @@
-"""Inputs that are one tensor or a dict of tensors (text)."""
+"""Inputs that are one tensor or a dict of tensors (text), and logits over classes."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ def check_inputs(x: Any, technique: str) -> None:
         raise InvalidValueError(
             f"{technique} takes inputs that are a tensor or a dict of tensors, but got a {type(x).__name__}. Return "
             "one of them from unpack_batch(batch) -> (x, target)."
+        )
+
+
+def check_class_logits(logits: Tensor, technique: str) -> None:
+    """Raise :class:`InvalidValueError` unless ``logits`` are ``[N, C, ...]`` of two or more classes.
+
+    The softmax of a single value is 1 whatever the value, so that a technique would silently do nothing.
+    """
+    if logits.ndim < 2 or logits.shape[1] < 2:
+        raise InvalidValueError(
+            f"{technique} takes logits [N, C, ...] of two or more classes, but the output is {list(logits.shape)}. "
+            "Leave it off where the host predicts values, or one logit for two classes."
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_tuning.errors import check_range
 from lightning_tuning.functional import entropy
 from lightning_tuning.mixins.base import TuningMixin
+from lightning_tuning.mixins.inputs import check_class_logits
 
 
 class ConfidencePenaltyMixin(TuningMixin):
@@ -18,7 +19,7 @@ class ConfidencePenaltyMixin(TuningMixin):
         confidence_penalty_weight: Factor of the entropy, >= 0; 0.1 is usual. Off: 0.
 
     Raises:
-        InvalidValueError: ``confidence_penalty_weight`` is negative.
+        InvalidValueError: ``confidence_penalty_weight`` is negative, or the output is not one of two or more classes.
 
     Source: Pereyra et al., 2017, "Regularizing neural networks by penalizing confident output distributions", section
     3, without annealing and threshold.
@@ -41,6 +42,7 @@ class ConfidencePenaltyMixin(TuningMixin):
         loss = super().compute_loss(logits, target)
         if not self.training or self.confidence_penalty_weight == 0:
             return loss
+        check_class_logits(logits, "ConfidencePenaltyMixin")
         mean_entropy = entropy(logits)
         self.log_term("confidence_penalty", mean_entropy)
         return loss - self.confidence_penalty_weight * mean_entropy

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_tuning.errors import check_range
 from lightning_tuning.functional import class_probabilities, smooth_labels
 from lightning_tuning.mixins.base import TuningMixin
+from lightning_tuning.mixins.inputs import check_class_logits
 
 
 class LabelSmoothingMixin(TuningMixin):
@@ -20,7 +21,8 @@ class LabelSmoothingMixin(TuningMixin):
         label_smoothing_epsilon: Probability mass spread evenly over all classes, in ``[0, 1]``; 0.1 is usual. Off: 0.
 
     Raises:
-        InvalidValueError: ``label_smoothing_epsilon`` is outside ``[0, 1]``.
+        InvalidValueError: ``label_smoothing_epsilon`` is outside ``[0, 1]``, or the output is not one of two or more
+            classes.
 
     Source: Szegedy et al., 2016, "Rethinking the Inception architecture for computer vision", section 7.
     """
@@ -40,6 +42,7 @@ class LabelSmoothingMixin(TuningMixin):
 
     def compute_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.training and self.label_smoothing_epsilon != 0:
+            check_class_logits(logits, "LabelSmoothingMixin")
             probabilities = class_probabilities(target, logits.shape[1])
             target = smooth_labels(probabilities, self.label_smoothing_epsilon)
         return super().compute_loss(logits, target)

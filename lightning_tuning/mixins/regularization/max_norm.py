@@ -32,8 +32,8 @@ class MaxNormMixin(TuningMixin):
     off = {"max_norm_bound": None}
     changes = ("weights",)
     conflicts = {
-        "spectral_norm": "Its layers divide their weight by its size, so a bound on that size would change nothing. "
-        "Switch one of them off: max_norm_bound=None or spectral_norm_bound=None."
+        "spectral_norm": "A normalised layer divides its weight by its size, so a bound on that size would change "
+        "nothing. Switch one of them off: max_norm_bound=None or spectral_norm_bound=None."
     }
 
     def __init__(self, *args: Any, max_norm_bound: float | None = 3.0, **kwargs: Any) -> None:

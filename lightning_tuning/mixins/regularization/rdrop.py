@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_tuning.errors import NoEffectError, check_range
 from lightning_tuning.functional import symmetric_kl_divergence
 from lightning_tuning.mixins.base import TuningMixin
-from lightning_tuning.mixins.inputs import map_inputs
+from lightning_tuning.mixins.inputs import check_class_logits, map_inputs
 from lightning_tuning.mixins.plan import Cost
 
 
@@ -24,7 +24,7 @@ class RDropMixin(TuningMixin):
         rdrop_weight: Factor of the divergence, >= 0; 0.3 to 1 for classification, up to 5 for translation. Off: 0.
 
     Raises:
-        InvalidValueError: ``rdrop_weight`` is negative.
+        InvalidValueError: ``rdrop_weight`` is negative, or the output is not one of two or more classes.
 
     Source: Wu et al., 2021, "R-Drop: regularized dropout for neural networks", equations 2 to 4, with the
     cross entropies averaged (the paper adds them up), so that 0 is the plain loss.
@@ -63,6 +63,7 @@ class RDropMixin(TuningMixin):
         loss = super().compute_loss(logits, target)
         if not self._rdrop_doubled:
             return loss
+        check_class_logits(logits, "RDropMixin")
         # Positions that the loss ignores (id -100) are not pulled together either.
         counts = None if target.is_floating_point() else target.chunk(2)[0] >= 0
         first, second = logits.chunk(2)

@@ -103,3 +103,10 @@ def test_a_negative_weight():
     with pytest.raises(InvalidValueError) as caught:
         Net(confidence_penalty_weight=-0.1)
     assert str(caught.value) == "confidence_penalty_weight is -0.1; it must be a number in [0, inf)."
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_an_output_that_is_not_one_of_several_classes(shape):
+    net = Net()
+    with pytest.raises(InvalidValueError, match=r"ConfidencePenaltyMixin takes logits .* of two or more classes"):
+        net.compute_loss(torch.randn(shape), torch.randn(shape))

@@ -83,3 +83,10 @@ def test_a_value_out_of_range(epsilon):
     with pytest.raises(InvalidValueError) as caught:
         Net(label_smoothing_epsilon=epsilon)
     assert str(caught.value) == f"label_smoothing_epsilon is {epsilon}; it must be a number in [0, 1]."
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_an_output_that_is_not_one_of_several_classes(shape):
+    net = Net()
+    with pytest.raises(InvalidValueError, match=r"LabelSmoothingMixin takes logits .* of two or more classes"):
+        net.compute_loss(torch.randn(shape), torch.randn(shape))

@@ -148,8 +148,8 @@ def test_with_spectral_normalization_it_is_refused():
     with pytest.raises(CompositionError) as caught:
         fit(BothNet(smooth(), max_norm_bound=1.0, spectral_norm_bound=1.0), batches(1))
     assert str(caught.value) == (
-        "MaxNormMixin and SpectralNormMixin conflict: Its layers divide their weight by its size, so a bound on that "
-        "size would change nothing. Switch one of them off: max_norm_bound=None or spectral_norm_bound=None."
+        "MaxNormMixin and SpectralNormMixin conflict: A normalised layer divides its weight by its size, so a bound on "
+        "that size would change nothing. Switch one of them off: max_norm_bound=None or spectral_norm_bound=None."
     )
 
 

@@ -157,3 +157,11 @@ def test_positions_that_the_loss_ignores_are_not_pulled_together():
     from lightning_tuning.mixins.terms import term_log
 
     assert term_log(net)._last["train/rdrop"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_an_output_that_is_not_one_of_several_classes(shape):
+    net = Net()
+    net._rdrop_doubled = True
+    with pytest.raises(InvalidValueError, match=r"RDropMixin takes logits .* of two or more classes"):
+        net.compute_loss(torch.randn(shape), torch.randn(shape))
