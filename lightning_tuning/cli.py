@@ -254,7 +254,7 @@ class TuningCLI(LightningCLI):
         planned = mixins.plan(self.model, _as_list(self._get(self.config_init, "trainer").callbacks))
         print(planned)
         if planned.problems:
-            raise InvalidValueError(f"This would not train. {planned.problems[0]}")
+            raise InvalidValueError("This would not train: see the problem above.")
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, draw the curves (also after Ctrl-C or an error), test the best checkpoint, print the summary."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
@@ -184,6 +186,16 @@ class TuningMixin(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_hyperparams(self.tuning_settings())
 
+    @_restricted_classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's. Hyper-parameters of the checkpoint that the host does not take are left out, as they are for
+        a module without mixins; Lightning itself hands them all to an ``__init__`` with ``**kwargs``."""
+        token = _given_at_load.set(frozenset(kwargs))
+        try:
+            return super().load_from_checkpoint(*args, **kwargs)
+        finally:
+            _given_at_load.reset(token)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the techniques' settings: ``load_from_checkpoint`` needs them also where the host saves none."""
         super().on_save_checkpoint(checkpoint)
@@ -227,7 +239,11 @@ def add_to_loss(output: Any, term: Tensor) -> Any:
     return output + term
 
 
-def _check_arguments(cls: type, kwargs: Mapping[str, Any]) -> None:
+_given_at_load: ContextVar[frozenset[str] | None] = ContextVar("_given_at_load", default=None)
+"""While a checkpoint is loaded, the names of the arguments that the caller gave."""
+
+
+def _check_arguments(cls: type, kwargs: dict[str, Any]) -> None:
     """Refuse keyword arguments that nobody takes. Runs right of all mixins: what is left is meant for the host."""
     hosts = hosts_of(cls)
     if not hosts:
@@ -239,9 +255,14 @@ def _check_arguments(cls: type, kwargs: Mapping[str, Any]) -> None:
     known = {*parameters, *(name for t in techniques_of(cls) for name in own_arguments(t))}
     swallows_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     stems = tuple(f"{t.stem}_" for t in techniques_of(cls))
+    given = _given_at_load.get()
     for name in kwargs.keys() - known:
         # A host with **kwargs may know what to do with a name; with a technique's prefix it is surely misspelt.
-        if not swallows_all or name.startswith(stems):
+        if swallows_all and not name.startswith(stems):
+            continue
+        if given is not None and name not in given and not name.startswith(stems):
+            del kwargs[name]
+        else:
             raise unknown_argument(cls, name, known - {"self", "args", "kwargs"})
 
 

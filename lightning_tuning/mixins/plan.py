@@ -134,7 +134,10 @@ def hooks_of(technique: type) -> Iterator[str]:
     """The methods that a technique (a mixin or a callback) overrides, of those that a training run calls."""
     from .base import TuningMixin
 
-    no_hooks = ("no_effect", "extra_cost", "is_on", "state_dict", "load_state_dict")
+    no_hooks = {
+        *("no_effect", "extra_cost", "is_on", "state_dict", "load_state_dict", "log", "log_term"),
+        *("penalized_parameters", "trainable_parameters"),
+    }
     base: type = TuningMixin if issubclass(technique, TuningMixin) else Callback
     for name, member in members(technique, base).items():
         if callable(member) and not name.startswith("_") and name not in no_hooks and hasattr(base, name):

@@ -9,8 +9,10 @@ import typing
 from typing import Any
 
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_tuning.errors import CompositionError
+from lightning_tuning.mixins import TECHNIQUES
 from lightning_tuning.mixins.base import TuningMixin, unknown_argument
 from lightning_tuning.mixins.composition import in_order, own_arguments, techniques_of
 
@@ -60,7 +62,8 @@ class Lean(type):
         active = tuple(t for t in offered if t.is_on(kwargs))
         known = _known_arguments(cls)
         for name in kwargs.keys() - known:
-            raise unknown_argument(cls, name, known)
+            raise _not_offered(cls, name) or unknown_argument(cls, name, known)
+        _note_what_does_nothing([t for t in offered if t not in active], kwargs)
         settings = {
             name: kwargs.pop(name) for t in offered if t not in active for name in own_arguments(t) if name in kwargs
         }
@@ -71,6 +74,27 @@ class Lean(type):
             arguments = _flat_arguments(cls, module, args, {**kwargs, **settings})
             module.save_hyperparameters({k: v for k, v in arguments.items() if isinstance(v, _PLAIN)})
         return module
+
+
+def _not_offered(cls: Any, name: str) -> CompositionError | None:
+    """The error for the argument of a technique that the host leaves out."""
+    for technique in TECHNIQUES:
+        if name in own_arguments(technique):
+            return CompositionError(
+                f"{cls.__name__} does not offer {technique.__name__} ({name}), which is for "
+                f"{' or '.join(technique.tasks)} targets{' in two streams' * (technique.stage == 'split')}."
+            )
+    return None
+
+
+def _note_what_does_nothing(inactive: list[type[TuningMixin]], kwargs: dict[str, Any]) -> None:
+    """Tell of settings that are given for a technique that is off: its strength may have been forgotten."""
+    for technique in inactive:
+        defaults = {n: p.default for n, p in own_arguments(technique).items() if n not in technique.off}
+        given = [f"{name}={kwargs[name]}" for name in defaults if kwargs.get(name, defaults[name]) != defaults[name]]
+        if given:
+            off = ", ".join(f"{name}={value}" for name, value in technique.off.items())
+            rank_zero_info(f"{', '.join(given)}: of no effect, as {technique.__name__} is off ({off}).")
 
 
 @functools.cache

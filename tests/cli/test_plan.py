@@ -39,10 +39,11 @@ def test_a_configuration_file_with_a_problem(folder, capsys):
     assert main(["plan", "--config=config.yaml"]) == 2
     seen = capsys.readouterr()
     assert "L1Mixin" in seen.out
-    assert seen.err == (
-        "lightning-tuning: This would not train. L1Mixin is on but can change nothing: Frozen has no trainable "
-        "parameter of two or more dimensions. All may be frozen. Mend that, or switch it off: l1_weight=0.0.\n"
+    assert seen.out.endswith(
+        "Problem: L1Mixin is on but can change nothing: Frozen has no trainable parameter of two or more dimensions. "
+        "All may be frozen. Mend that, or switch it off: l1_weight=0.0.\n"
     )
+    assert seen.err == "lightning-tuning: This would not train: see the problem above.\n"
 
 
 def test_callbacks_that_change_something_have_a_row():

@@ -96,3 +96,36 @@ def test_what_is_on():
     assert not SAMMixin.is_on({})
     assert EMATeacherMixin.is_on({"ema_teacher_decay": 0.0})
     assert not EMATeacherMixin.is_on({"ema_teacher_decay": None})
+
+
+class Base(Tiny):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Renamed(Base):
+    """Lightning collects the arguments of both classes: the checkpoint has ``width``, which this one does not take."""
+
+    def __init__(self, w: int = 4) -> None:
+        super().__init__(width=w)
+        self.w = w
+
+
+RenamedNet = compose(Renamed, L1Mixin, name="RenamedNet")
+
+
+def test_a_checkpoint_with_hyperparameters_that_the_host_does_not_take(tmp_path):
+    net = RenamedNet(w=5, l1_weight=0.5)
+    assert net.hparams["width"] == 5
+    fit(net, batches(1)).save_checkpoint(tmp_path / "a.ckpt")
+    loaded = RenamedNet.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert (loaded.w, loaded.l1_weight) == (5, 0.5)
+    with pytest.raises(CompositionError, match="has no argument 'width'"):
+        RenamedNet.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, width=7)
+    with pytest.raises(CompositionError, match="has no argument 'l1_wieght'; did you mean 'l1_weight'"):
+        RenamedNet.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True, l1_wieght=7)
+    with pytest.raises(CompositionError, match="has no argument 'width'"):
+        RenamedNet(width=3)
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        net.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)

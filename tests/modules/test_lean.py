@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import logging
 import pickle
 
 import pytest
@@ -21,6 +22,7 @@ from lightning_tuning import (
     L1Mixin,
     LabelSmoothingMixin,
     MixupMixin,
+    MultiLabelClassifier,
     SAMMixin,
     SemiSupervisedClassifier,
     StochasticDepthMixin,
@@ -200,3 +202,23 @@ class Preset(ImageClassifier):
 def test_a_technique_set_by_a_subclass_is_refused():
     with pytest.raises(CompositionError, match=r"Preset\.__init__ passes mixup_alpha on to ImageClassifier, but"):
         Preset()
+
+
+def test_settings_of_what_is_off_are_told(caplog):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger("lightning.pytorch").propagate = True
+        ImageClassifier(network="mlp", sam_adaptive=True, mixup_alpha=0.3, mixup_probability=0.5)
+    assert [record.message for record in caplog.records] == [
+        "sam_adaptive=True: of no effect, as SAMMixin is off (sam_rho=0.0)."
+    ]
+
+
+def test_a_technique_that_the_host_leaves_out():
+    with pytest.raises(CompositionError) as caught:
+        MultiLabelClassifier(label_smoothing_epsilon=0.1)
+    assert str(caught.value) == (
+        "MultiLabelClassifier does not offer LabelSmoothingMixin (label_smoothing_epsilon), "
+        "which is for multiclass targets."
+    )
+    with pytest.raises(CompositionError, match=r"FixMatchMixin \(fixmatch_weight\), .* targets in two streams"):
+        ImageClassifier(fixmatch_weight=1.0)

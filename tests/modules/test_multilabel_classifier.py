@@ -112,7 +112,7 @@ def test_a_multi_hot_target_in_the_classifier_of_one_class(tmp_path):
 def test_only_the_techniques_of_the_task_are_offered():
     expected = tuple(t for t in TECHNIQUES if "multilabel" in t.tasks and t.stage != "split")
     assert MultiLabelClassifier.techniques == expected
-    with pytest.raises(TypeError, match=r"has no argument 'rdrop_weight'"):
+    with pytest.raises(TypeError, match=r"does not offer RDropMixin"):
         linear(rdrop_weight=1.0)
 
 

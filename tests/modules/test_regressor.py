@@ -154,7 +154,7 @@ def test_only_the_techniques_of_the_task_are_offered():
     assert Regressor.techniques == tuple(t for t in TECHNIQUES if "regression" in t.tasks and t.stage != "split")
     assert {SAMMixin, MixupMixin} <= {*Regressor.techniques}
     assert not hasattr(Regressor(sam_rho=0.1), "num_classes")
-    with pytest.raises(TypeError, match=r"has no argument 'label_smoothing_epsilon'"):
+    with pytest.raises(TypeError, match=r"does not offer LabelSmoothingMixin"):
         Regressor(label_smoothing_epsilon=0.1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from lightning_tuning.errors import InvalidValueError, check_count, check_range
 from lightning_tuning.functional import power_iteration, spectral_norm
 from lightning_tuning.mixins.base import TuningMixin
+from lightning_tuning.mixins.injection import check_pattern, named
 from lightning_tuning.mixins.layers import raw_weight, unit_matrix, weighted_layers
 from lightning_tuning.mixins.plan import Cost
 from lightning_tuning.mixins.step_hook import after_each_step
@@ -29,8 +29,8 @@ class SpectralNormMixin(TuningMixin):
     Args:
         spectral_norm_bound: The largest singular value that each weight is given, > 0; 1 as in the paper. Off: None.
         spectral_norm_iterations: Power iterations after each step, at least 1; 1 is enough, for weights move slowly.
-        spectral_norm_layers: Regular expression that the names of the layers have to contain, such as
-            ``^network\\.features``. None: all linear and convolutional layers.
+        spectral_norm_layers: Regular expression that matches the whole names of the layers, such as
+            ``network\\.features.*``. None: all linear and convolutional layers.
 
     Raises:
         InvalidValueError: An argument is out of range, the expression is not one, or a weight is all zeros.
@@ -59,20 +59,20 @@ class SpectralNormMixin(TuningMixin):
         self.spectral_norm_bound = spectral_norm_bound
         self.spectral_norm_iterations = spectral_norm_iterations
         self.spectral_norm_layers = spectral_norm_layers
-        chosen = _expression(spectral_norm_layers)
+        check_pattern("spectral_norm_layers", spectral_norm_layers)
         self._spectral_norm_names: list[str] = []
         if spectral_norm_bound is not None:
-            layers = weighted_layers(self)
-            self._spectral_norm_names = [name for name in layers if chosen.search(name)]
-            for name in self._spectral_norm_names:
-                _normalize(layers[name], spectral_norm_bound)
+            layers = named(weighted_layers(self), spectral_norm_layers)
+            self._spectral_norm_names = [*layers]
+            for layer in layers.values():
+                _normalize(layer, spectral_norm_bound)
 
     def no_effect(self) -> str | None:
         if self._normalized():
             return None
-        named = "" if self.spectral_norm_layers is None else f" whose name contains {self.spectral_norm_layers!r}"
+        which = "" if self.spectral_norm_layers is None else f" whose name matches {self.spectral_norm_layers!r}"
         return (
-            f"{self._host_name} has no linear or convolutional layer with a trainable weight{named} at the end of its "
+            f"{self._host_name} has no linear or convolutional layer with a trainable weight{which} at the end of its "
             "__init__, where it has to build them."
         )
 
@@ -117,16 +117,6 @@ class SpectralNormMixin(TuningMixin):
 
 _START = 20
 """Power iterations from a random vector."""
-
-
-def _expression(pattern: str | None) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern or "")
-    except re.error as error:
-        raise InvalidValueError(
-            f"spectral_norm_layers is {pattern!r}, which is no regular expression: {error}. Write part of a layer's "
-            "name, or None for all layers."
-        ) from None
 
 
 def _normalize(layer: nn.Module, bound: float) -> None:
