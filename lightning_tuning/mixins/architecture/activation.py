@@ -45,8 +45,8 @@ class ActivationMixin(TuningMixin):
     such as ``F.relu`` cannot be exchanged.
 
     Args:
-        activation_name: What takes their place, with torch's default settings: ``gelu``, ``silu`` and ``mish`` are
-            smooth, ``tanh`` and ``sigmoid`` bounded. Off: None.
+        activation_name: What takes their place, with torch's default settings: ``gelu``, ``silu`` (swish), ``mish``
+            are smooth, ``tanh`` and ``sigmoid`` bounded. Off: None.
         activation_layers: Regular expression for whole names of layers, such as ``network\\.body\\..*``. Every
             activation layer that it matches is exchanged, outputs and gates too. None = all hidden ones.
 
