@@ -16,6 +16,7 @@ LAYERS = (
     ("cli", "cli_help", "cli_list", "cli_parser", "presets", "__main__"),
     ("modules",),
     ("mixins", "callbacks", "data", "runs"),
+    ("timing",),
     ("functional",),
     ("errors",),
 )

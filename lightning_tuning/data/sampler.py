@@ -77,6 +77,11 @@ class KeyedSampler(DistributedSampler):
         self.steps = steps
         self.start = 0
 
+    @property
+    def batch_size(self) -> int:
+        """Samples of the first stream, the labelled one, for each step and rank."""
+        return self.streams[0].batch_size
+
     def __iter__(self) -> Iterator[tuple[Keys, ...]]:
         drawn = [self._draw(stream, self.epoch) for stream in self.streams]
         for step in range(self.start, self.steps):

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from lightning_tuning.errors import CompositionError, InvalidValueError, did_you_mean
 from lightning_tuning.functional import TermWatch, without_graph
+from lightning_tuning.timing.durations import Duration
 
 from .composition import check_composition, check_not_pytorch_lightning, hosts_of, members, own_arguments, techniques_of
 from .plan import Cost, check_plan, plan
-from .ramps import Ramp, parse_ramp
+from .ramps import parse_ramp
 from .step_hook import after_each_step
 from .step_state import StepState
 from .teachers import note_class
@@ -175,14 +176,14 @@ class TuningMixin(LightningModule):
         parsed = parse_ramp(ramp) if ramp is not None and self._trainer is not None else None
         if parsed is None:
             return weight
-        return weight * parsed.factor(self.trainer.global_step, self.ramp_steps(parsed))
+        return weight * parsed.factor(self.trainer.global_step, self.steps_in(parsed.length))
 
-    def ramp_steps(self, ramp: Ramp) -> float:
-        """The length of a ramp in optimizer steps of this run."""
-        lengths = self.__dict__.setdefault("_ramp_lengths", {})
-        if ramp not in lengths:
-            lengths[ramp] = ramp.steps(self.trainer)
-        return lengths[ramp]
+    def steps_in(self, duration: Duration) -> float:
+        """The length of a duration in optimizer steps of this run."""
+        lengths = self.__dict__.setdefault("_lengths", {})
+        if duration not in lengths:
+            lengths[duration] = duration.steps(self.trainer)
+        return lengths[duration]
 
     def kept_for_replay(self, name: str, make: Callable[[], Any]) -> Any:
         """``make()``, or what it returned for the same micro-batch in the window's first pass (SAM, AWP): for what the
@@ -243,7 +244,7 @@ class TuningMixin(LightningModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         term_log(self).clear()
-        self.__dict__["_ramp_lengths"] = {}
+        self.__dict__["_lengths"] = {}
         self._release_states()
         own = [m for m in self.children() if isinstance(m, StepState)]
         if states := [m for state in own for m in state.modules() if isinstance(m, StepState)]:

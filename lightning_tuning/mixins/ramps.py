@@ -1,35 +1,22 @@
-"""Ramps as users write them: ``"sigmoid 40%"``, ``"linear 2000 steps"``, ``"cosine 5 epochs"``."""
+"""Ramps as users write them: ``"sigmoid 0.4dur"``, ``"linear 2000st"``, ``"cosine 5ep"``."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-from lightning.pytorch import Trainer
-
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional.ramp import RAMP_SHAPES, ramp_factor
+from lightning_tuning.timing.durations import FORMS, Duration, parse_duration
 
-from .progress import steps_in_epochs, total_steps
-
-_FORM = re.compile(rf"({'|'.join(RAMP_SHAPES)}) +([0-9.]+) *(%|steps?|epochs?)")
+_SHAPE = re.compile(rf"({'|'.join(RAMP_SHAPES)}) +(.+)")
 
 
 class Ramp(NamedTuple):
     """A rise from the first optimizer step on."""
 
     shape: str
-    length: float
-    unit: str
-    """``%`` of the whole run, ``step`` or ``epoch``."""
-
-    def steps(self, trainer: Trainer) -> float:
-        """The length in optimizer steps, known once training has begun."""
-        if self.unit == "step":
-            return self.length
-        if self.unit == "epoch":
-            return steps_in_epochs(trainer, self.length)
-        return self.length / 100 * total_steps(trainer, f"A ramp of {self.length:g}%", "a ramp in steps or epochs")
+    length: Duration
 
     def factor(self, step: int, length: float) -> float:
         """The factor before optimizer step ``step``, counted from 0, of a ramp of ``length`` steps."""
@@ -38,17 +25,9 @@ class Ramp(NamedTuple):
 
 def parse_ramp(text: str) -> Ramp | None:
     """The ramp that ``text`` describes; None if it describes none."""
-    found = _FORM.fullmatch(text.strip())
-    if not found or not _is_positive(found[2]) or (found[3] == "%" and float(found[2]) > 100):
-        return None
-    return Ramp(found[1], float(found[2]), found[3].rstrip("s"))
-
-
-def _is_positive(number: str) -> bool:
-    try:
-        return float(number) > 0
-    except ValueError:
-        return False
+    found = _SHAPE.fullmatch(text.strip())
+    length = parse_duration(found[2]) if found else None
+    return Ramp(found[1], length) if found and length is not None and length.value > 0 else None
 
 
 def check_ramp(argument: str, ramp: str | None) -> str | None:
@@ -58,43 +37,17 @@ def check_ramp(argument: str, ramp: str | None) -> str | None:
         InvalidValueError: It is anything else.
 
     Example:
-        >>> check_ramp("pi_model_ramp", "sigmoid 40%")
-        'sigmoid 40%'
+        >>> check_ramp("pi_model_ramp", "sigmoid 0.4dur")
+        'sigmoid 0.4dur'
         >>> check_ramp("pi_model_ramp", "sigmoid")
         Traceback (most recent call last):
         lightning_tuning.errors.InvalidValueError: pi_model_ramp is 'sigmoid'; write null for none, or a shape \
-(linear, sigmoid, cosine), a length above 0 and its unit: 'sigmoid 40%' (of the run), 'linear 2000 steps' or \
-'cosine 5 epochs'.
+(linear, sigmoid, cosine) and a length above 0: '5ep' (epochs), '500st' (optimizer steps), '0.1dur' or '10%' (of the \
+run), or '1e6smp' (samples), as in 'sigmoid 0.4dur'.
     """
     if ramp is not None and (not isinstance(ramp, str) or parse_ramp(ramp) is None):
         raise InvalidValueError(
-            f"{argument} is {ramp!r}; write null for none, or a shape ({', '.join(RAMP_SHAPES)}), a length above 0 and "
-            "its unit: 'sigmoid 40%' (of the run), 'linear 2000 steps' or 'cosine 5 epochs'."
+            f"{argument} is {ramp!r}; write null for none, or a shape ({', '.join(RAMP_SHAPES)}) and a length above 0: "
+            f"{FORMS}, as in 'sigmoid 0.4dur'."
         )
-    return ramp
-
-
-def check_length(argument: str, length: str) -> str:
-    """Return ``length`` if it is one that a ramp may have.
-
-    Raises:
-        InvalidValueError: It is anything else.
-
-    Example:
-        >>> check_length("dash_warmup", "5 epochs")
-        '5 epochs'
-    """
-    if not isinstance(length, str) or parse_ramp(f"linear {length}") is None:
-        raise InvalidValueError(
-            f"{argument} is {length!r}; write a number above 0 and its unit: '1%' (of the run), '2000 steps' or "
-            "'5 epochs'."
-        )
-    return length
-
-
-def as_ramp(length: str) -> Ramp:
-    """A linear ramp of a length that :func:`check_length` let through."""
-    ramp = parse_ramp(f"linear {length}")
-    if ramp is None:
-        raise ValueError(length)
     return ramp

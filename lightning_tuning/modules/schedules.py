@@ -6,7 +6,7 @@ import math
 from typing import Literal, get_args
 
 from lightning_tuning.errors import InvalidValueError, check_choice, check_range
-from lightning_tuning.mixins.progress import total_steps as total_steps
+from lightning_tuning.timing.progress import total_steps as total_steps
 
 ScheduleName = Literal["constant", "step", "exponential", "cosine"]
 

@@ -82,7 +82,7 @@ def test_no_ramp_and_no_trainer_give_the_full_weight():
 
 
 def test_an_open_run_has_no_share():
-    with pytest.raises(MisconfigurationException, match=r"A ramp of 40% needs the run's length.*or epochs"):
+    with pytest.raises(MisconfigurationException, match=r"The duration 0.4dur needs the run's length.*in steps"):
         weights("sigmoid 40%", max_epochs=-1, max_steps=-1, limit_train_batches=4, max_time={"seconds": 5})
 
 

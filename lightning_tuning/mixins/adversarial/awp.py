@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_tuning.errors import InvalidValueError, check_range
+from lightning_tuning.errors import check_range
 from lightning_tuning.functional import awp_ascent
 from lightning_tuning.mixins.ascent import AscentMixin
 from lightning_tuning.mixins.families import alternatives
 from lightning_tuning.mixins.plan import Cost
-from lightning_tuning.mixins.ramps import parse_ramp
+from lightning_tuning.timing.durations import check_duration, duration_of
 
 
 class AWPMixin(AscentMixin):
@@ -46,11 +46,8 @@ class AWPMixin(AscentMixin):
     def __init__(self, *args: Any, awp_gamma: float = 0.01, awp_warmup: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_range("awp_gamma", awp_gamma)
-        if awp_warmup is not None and parse_ramp(_step_at(awp_warmup)) is None:
-            raise InvalidValueError(
-                f"awp_warmup is {awp_warmup!r}; write null for none, or a length above 0 and its unit: '10%' (of the "
-                "run), '500 steps' or '5 epochs'."
-            )
+        if awp_warmup is not None:
+            check_duration("awp_warmup", awp_warmup)
         self.awp_gamma = awp_gamma
         self.awp_warmup = awp_warmup
 
@@ -70,8 +67,9 @@ class AWPMixin(AscentMixin):
         """Whether this window is passed through twice."""
         if self.awp_gamma == 0:
             return False
-        # A linear ramp reaches 1 where the warm-up ends.
-        return self.awp_warmup is None or self.ramped(1.0, _step_at(self.awp_warmup)) == 1.0
+        if self.awp_warmup is None or self._trainer is None:
+            return True
+        return self.trainer.global_step >= self.steps_in(duration_of(self.awp_warmup))
 
     def _ascends(self) -> bool:
         return self._awp_is_due or super()._ascends()
@@ -92,7 +90,3 @@ class AWPMixin(AscentMixin):
 def _perturbed(named: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
     """The parameters that are perturbed, of those given by name."""
     return [p for name, p in named.items() if p.ndim >= 2 and "weight" in name]
-
-
-def _step_at(length: str) -> str:
-    return f"linear {length}"

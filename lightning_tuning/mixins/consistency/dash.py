@@ -14,8 +14,9 @@ from lightning_tuning.functional.precision import at_least_float32
 from lightning_tuning.mixins.families import alternatives
 from lightning_tuning.mixins.gates import LossThreshold
 from lightning_tuning.mixins.pseudo_labels import PseudoLabelsMixin
-from lightning_tuning.mixins.ramps import as_ramp, check_length, check_ramp
+from lightning_tuning.mixins.ramps import check_ramp
 from lightning_tuning.mixins.ranks import rank_mean
+from lightning_tuning.timing.durations import check_duration, duration_of
 
 
 class DashMixin(PseudoLabelsMixin):
@@ -84,8 +85,8 @@ class DashMixin(PseudoLabelsMixin):
         self.dash_decay = dash_decay
         self.dash_floor = dash_floor
         self.dash_temperature = dash_temperature
-        self.dash_warmup = check_length("dash_warmup", dash_warmup)
-        self.dash_interval = check_length("dash_interval", dash_interval)
+        self.dash_warmup = check_duration("dash_warmup", dash_warmup)
+        self.dash_interval = check_duration("dash_interval", dash_interval)
         self.dash_ramp = check_ramp("dash_ramp", dash_ramp)
         self.dash_statistics = dash_statistics
         if dash_weight > 0:
@@ -130,4 +131,4 @@ class DashMixin(PseudoLabelsMixin):
         return self.trainer.global_step - max(1.0, self._length(self.dash_warmup))
 
     def _length(self, text: str) -> float:
-        return 1.0 if self._trainer is None else max(1.0, self.ramp_steps(as_ramp(text)))
+        return 1.0 if self._trainer is None else max(1.0, self.steps_in(duration_of(text)))

@@ -11,7 +11,7 @@ from lightning_tuning.errors import InvalidValueError, check_choice, check_range
 from lightning_tuning.functional import drop_block, drop_rate
 from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.injection import DropInput, Injection, check_pattern, no_match, weight_layers
-from lightning_tuning.mixins.progress import progress, total_steps
+from lightning_tuning.timing.progress import progress, total_steps
 
 Schedule = Literal["linear", "constant"]
 

@@ -23,7 +23,7 @@ from lightning_tuning.mixins.injection import (
     no_match,
     weight_layers,
 )
-from lightning_tuning.mixins.progress import progress, total_steps
+from lightning_tuning.timing.progress import progress, total_steps
 
 Schedule = Literal["constant", "linear", "curriculum", "early"]
 

@@ -220,9 +220,9 @@ def test_a_teacher_is_not_perturbed():
     ("arguments", "message"),
     [
         ({"awp_gamma": -1}, r"awp_gamma is -1; it must be a number in \[0, inf\)\."),
-        ({"awp_warmup": "soon"}, "awp_warmup is 'soon'; write null for none, or a length above 0 and its unit: '10%'"),
+        ({"awp_warmup": "soon"}, "awp_warmup is 'soon'; write a number and its unit: '5ep'"),
         ({"awp_warmup": "0 steps"}, "awp_warmup is '0 steps'"),
-        ({"awp_warmup": 5}, "awp_warmup is 5; write null"),
+        ({"awp_warmup": 5}, "awp_warmup is 5; write a number"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -146,8 +146,5 @@ def test_a_value_out_of_range(name, value, interval):
 
 @pytest.mark.parametrize("value", ["1", "linear 1%", "0 steps", "200%", 5])
 def test_a_length_that_is_none(value):
-    with pytest.raises(InvalidValueError) as caught:
+    with pytest.raises(InvalidValueError, match=f"^dash_warmup is {value!r}; write a number.* and its unit: '5ep'"):
         Net(dash_warmup=value)
-    assert str(caught.value) == (
-        f"dash_warmup is {value!r}; write a number above 0 and its unit: '1%' (of the run), '2000 steps' or '5 epochs'."
-    )

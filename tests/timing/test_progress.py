@@ -3,7 +3,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_tuning.mixins.progress import progress, total_steps
+from lightning_tuning.timing.progress import progress, total_steps
 from tests.mixins.tiny import Tiny, batches, fit
 
 
