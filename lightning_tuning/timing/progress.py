@@ -49,7 +49,8 @@ def steps_in_epochs(trainer: Trainer, epochs: float) -> float:
     """
     if trainer.num_training_batches == math.inf:
         raise MisconfigurationException(
-            "A duration in epochs needs the length of an epoch, and the data loader has none: write it in steps, as in 500st."
+            "A duration in epochs needs the length of an epoch, and the data loader has none: write it in steps, as in "
+            "500st."
         )
     whole = int(epochs)
     steps: float = sum(_steps_of_epoch(trainer, epoch) for epoch in range(whole))

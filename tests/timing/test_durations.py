@@ -94,6 +94,5 @@ def test_samples_of_a_datamodule_are_the_labelled_ones():
     assert loader.sampler.batch_size == 8
 
 
-
 def test_text():
     assert [str(Duration(*d)) for d in ((0.4, "dur"), (2000.0, "st"))] == ["0.4dur", "2000st"]
