@@ -1,13 +1,24 @@
-"""The table that drives the contract suite of the callbacks that change what is learnt."""
+"""The table that drives the contract suite of the callbacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lightning.pytorch import Callback
 
-from lightning_tuning.callbacks import AdaptiveGradientClipping, AutoClip, GradientCentralization, GradientNoise
+from lightning_tuning.callbacks import (
+    AdaptiveGradientClipping,
+    AutoClip,
+    ExactResume,
+    GradientCentralization,
+    GradientNoise,
+    GradientNorm,
+    MonitorCheck,
+    RobustAccuracy,
+    TermGradients,
+)
 
 
 @dataclass(frozen=True)
@@ -16,6 +27,8 @@ class CallbackSetting:
 
     make: Callable[[], Callback]
     """The callback, in a size that a tiny network feels."""
+    kind: Literal["edits", "watches", "steers"] = "edits"
+    """Whether it edits gradients, watches only, or steers: stops, schedules, averages, guards."""
     exact: bool = True
     """Whether k micro-batches, or k ranks, equal one batch of their samples (without batch norm and dropout)."""
     clips_itself: bool = False
@@ -38,4 +51,10 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
         terms=("train/auto_clip", "train/auto_clip_norm"),
     ),
     GradientNoise: CallbackSetting(lambda: GradientNoise(seed=5), stateful=True, terms=("train/gradient_noise",)),
+    GradientNorm: CallbackSetting(GradientNorm, kind="watches"),
+    MonitorCheck: CallbackSetting(MonitorCheck, kind="watches"),
+    RobustAccuracy: CallbackSetting(lambda: RobustAccuracy(epsilon=0.1, steps=2), kind="watches"),
+    TermGradients: CallbackSetting(lambda: TermGradients(every_n_steps=2), kind="watches"),
 }
+NO_ROW = {ExactResume}
+"""Every row here trains with it."""
