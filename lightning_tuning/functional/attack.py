@@ -39,7 +39,16 @@ class PixelScale(NamedTuple):
 
     @classmethod
     def of(cls, normalize: Any) -> PixelScale | None:
-        """The scale in the attributes ``mean`` and ``std`` of an object, numbers or sequences; None without them."""
+        """The scale in the attributes ``mean`` and ``std`` of an object, numbers or sequences; None without them.
+
+        Raises:
+            InvalidValueError: They do not fit together, or ``normalize`` is a bare tuple, list or dict.
+        """
+        if isinstance(normalize, (tuple, list, dict)):
+            raise InvalidValueError(
+                f"normalize is {normalize!r}; it must be an object with the attributes mean and std, such as "
+                "lightning_tuning.functional.PixelScale((0.5,), (0.25,))."
+            )
         mean, std = (getattr(normalize, name, None) for name in ("mean", "std"))
         if mean is None or std is None or callable(mean) or callable(std):
             return None
@@ -239,7 +248,7 @@ def projected_ascent(
         found = [at_least_float32(g) for g in gradient(in_inputs(delta, inputs, scales))]
         # One pixel is 1 / std of an input, and so is its gradient.
         found = [g if s is None else s.change(g) for s, g in zip(scales, found, strict=True)]
-        moved = [d + step_size * g for d, g in zip(delta, ascent_direction(found, norm), strict=True)]
+        moved = [torch.add(d, g, alpha=step_size) for d, g in zip(delta, ascent_direction(found, norm), strict=True)]
         delta = project(moved, epsilon, norm, pixels)
     return in_inputs(delta, inputs, scales)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
@@ -109,9 +110,9 @@ class TuningMixin(LightningModule):
         count = getattr(self, "num_classes", None) or self.hparams.get("num_classes")
         if count is None:
             raise MisconfigurationException(
-                f"{self._host_name} has no attribute num_classes, which {technique} needs to make class ids "
-                "probabilities. Write self.num_classes = ... in its __init__; a target that is no class ids has to be "
-                "floating."
+                f"{self._host_name} has no attribute num_classes, which {technique} needs: the number of classes that "
+                "the target's ids tell apart. Write self.num_classes = ... in its __init__; a target that is no class "
+                "ids has to be floating."
             )
         return count
 
@@ -177,6 +178,11 @@ class TuningMixin(LightningModule):
         if parsed is None:
             return weight
         return weight * parsed.factor(self.trainer.global_step, self.steps_in(parsed.length))
+
+    def _log_ramps(self) -> None:
+        """Record the factor of each ramp of an active technique as ``train/<stem>_ramp``."""
+        for name in self.__dict__.get("_ramps", ()):
+            self.log_term(name, torch.tensor(self.ramped(1.0, getattr(self, name))))
 
     def steps_in(self, duration: Duration) -> float:
         """The length of a duration in optimizer steps of this run."""
@@ -245,6 +251,8 @@ class TuningMixin(LightningModule):
         super().on_fit_start()
         term_log(self).clear()
         self.__dict__["_lengths"] = {}
+        ramps = [f"{technique.stem}_ramp" for technique in self.active_techniques()]
+        self.__dict__["_ramps"] = [ramp for ramp in ramps if getattr(self, ramp, None) is not None]
         self._release_states()
         own = [m for m in self.children() if isinstance(m, StepState)]
         if states := [m for state in own for m in state.modules() if isinstance(m, StepState)]:
@@ -326,6 +334,10 @@ class TuningMixin(LightningModule):
                 f"{', '.join(dead)} would do nothing. Call it there instead of the loss function."
             )
         self.__dict__["_saw_compute_loss"] = True
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+        self._log_ramps()  # before the step, with which a ramp goes on
+        return super().on_train_batch_start(batch, batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)

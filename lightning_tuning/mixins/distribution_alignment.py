@@ -26,7 +26,6 @@ class DistributionAlignment(StepState):
     """
 
     predicted: Tensor
-    labeled: Tensor
     recent: Tensor
     labels: Tensor
     steps: Tensor
@@ -34,7 +33,6 @@ class DistributionAlignment(StepState):
     def __init__(self, num_classes: int, window: int = 128) -> None:
         super().__init__()
         self.register_buffer("predicted", torch.zeros(num_classes))  # of the last step
-        self.register_buffer("labeled", torch.zeros(num_classes))
         self.register_buffer("recent", torch.zeros(window, num_classes))  # of the last steps, in turns
         self.register_buffer("labels", torch.ones(num_classes))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -48,12 +46,11 @@ class DistributionAlignment(StepState):
             record: Whether the batch may move the state; False where a window is passed through again.
         """
         predicted = self.averaged("predicted", gather_rows(class_rows(probabilities)).mean(dim=0), 0.0, record)
-        labeled = self.averaged("labeled", gather_rows(class_rows(target)).sum(dim=0), 0.0, record)
+        wanted = self.summed("labels", gather_rows(class_rows(target)).sum(dim=0), record)
         # The mean over this step and those that it does not push out of the window.
         turn = torch.arange(len(self.recent), device=self.recent.device)
         stays = ((turn < self.steps) & (turn != self.steps % len(turn))).to(predicted)
         average = (stays @ self.recent + predicted) / (stays.sum() + 1)
-        wanted = self.labels + labeled
         return align(probabilities, wanted / wanted.sum(), average)
 
     @torch.no_grad()
@@ -62,5 +59,4 @@ class DistributionAlignment(StepState):
             return
         super().commit()
         self.recent[self.steps % len(self.recent)] = self.predicted
-        self.labels += self.labeled
         self.steps += 1

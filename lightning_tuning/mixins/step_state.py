@@ -32,7 +32,8 @@ class StepState(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._window: dict[str, tuple[float, list[Tensor]]] = {}
+        self._window: dict[str, tuple[float | None, list[Tensor]]] = {}
+        """For each buffer the momentum of its average, None for a sum, and the values of the window's batches."""
         self._again: dict[str, int] = {}
         """How many batches of the window have been passed through again."""
 
@@ -57,6 +58,17 @@ class StepState(nn.Module):
             record: Whether the batch counts. False where the window is passed through again: each of its batches
                 then gets the average that it got at first.
         """
+        seen = self._seen(name, value, momentum, record)
+        return torch.lerp(torch.stack(seen).mean(0), getattr(self, name), momentum)
+
+    @torch.no_grad()
+    def summed(self, name: str, value: Tensor, record: bool = True) -> Tensor:
+        """The sum ``buffer + value`` that the next step will leave; under gradient accumulation with the values of all
+        of the window's batches so far. The arguments are those of :meth:`averaged`."""
+        return getattr(self, name) + torch.stack(self._seen(name, value, None, record)).sum(0)
+
+    def _seen(self, name: str, value: Tensor, momentum: float | None, record: bool) -> list[Tensor]:
+        """The values of the window's batches up to this one."""
         seen = self._window.get(name, (momentum, []))[1]
         value = value.detach().to(getattr(self, name).dtype)
         if record:
@@ -66,15 +78,14 @@ class StepState(nn.Module):
         elif seen:
             self._again[name] += 1
             seen = seen[: self._again[name]]
-        mean = torch.stack(seen or [value]).mean(0)
-        return torch.lerp(mean, getattr(self, name), momentum)
+        return seen or [value]
 
     @torch.no_grad()
     def commit(self) -> None:
-        """The optimizer has stepped: the averages become the state."""
+        """The optimizer has stepped: the averages and sums become the state."""
         for name, (momentum, seen) in self._window.items():
-            buffer = getattr(self, name)
-            buffer.copy_(torch.lerp(torch.stack(seen).mean(0), buffer, momentum))
+            buffer, values = getattr(self, name), torch.stack(seen)
+            buffer.copy_(buffer + values.sum(0) if momentum is None else torch.lerp(values.mean(0), buffer, momentum))
         self._window.clear()
 
     def forget(self) -> None:

@@ -7,7 +7,7 @@ from lightning_tuning import AdversarialMixin, EMATeacherMixin, FreeAdversarialM
 from lightning_tuning.callbacks import RobustAccuracy
 from lightning_tuning.data.normalize import Normalize
 from lightning_tuning.errors import InvalidValueError
-from lightning_tuning.functional import error_odds
+from lightning_tuning.functional import PixelScale, error_odds
 from lightning_tuning.mixins.attack import Attack, scales_of
 from lightning_tuning.mixins.perturbable import Perturbable
 from tests.mixins.tiny import Tiny, batches, convolution, deep, fit, smooth
@@ -280,3 +280,8 @@ def test_a_layer_that_is_applied_to_the_batch_tells_it():
 
     trainer = fit(Outside(), batches(1))
     assert 0.02 < trainer.callback_metrics["train/adversarial_perturbation_epoch"] < 0.032
+
+
+def test_a_tuple_is_no_scale():
+    with pytest.raises(InvalidValueError, match=r"normalize is \(0\.5, 0\.2\); it must be an object with .* mean"):
+        PixelScale.of((0.5, 0.2))

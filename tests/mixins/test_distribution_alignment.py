@@ -40,7 +40,7 @@ def test_a_window_of_micro_batches_is_one_batch():
     assert state.steps == 2
     expected = [(array(predictions[k]).mean(0) + array(predictions[k + 1]).mean(0)) / 2 for k in (0, 2)]
     np.testing.assert_allclose(array(state.recent), np.stack(expected), atol=1e-6)
-    labels = 1 + sum(array(t).sum(0) for t in targets) / 2
+    labels = 1 + sum(array(t).sum(0) for t in targets)
     np.testing.assert_allclose(array(state.labels), labels, atol=1e-6)
 
 

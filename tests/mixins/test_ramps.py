@@ -2,8 +2,10 @@ import math
 
 import pytest
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_tuning import ICTMixin
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import ramp_factor
 from lightning_tuning.mixins.base import TuningMixin
@@ -92,3 +94,17 @@ def test_an_open_run_has_no_share():
 def test_what_is_no_ramp(text):
     with pytest.raises(InvalidValueError, match=r"x_ramp is .*; write null for none, or a shape"):
         check_ramp("x_ramp", text)
+
+
+def test_the_factor_is_logged():
+    class Linear(ICTMixin, Tiny):
+        pass
+
+    net, seen = Linear(ict_ramp="linear 4 steps"), []
+
+    class Keep(DummyLogger):
+        def log_metrics(self, metrics, step):
+            seen.extend(value for name, value in metrics.items() if name == "train/ict_ramp")
+
+    fit(net, batches(6), logger=Keep(), log_every_n_steps=1)
+    assert seen == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from lightning_tuning.errors import InvalidValueError, check_range, did_you_mean
 from lightning_tuning.functional import feature_distance
@@ -66,7 +67,8 @@ class FeatureDistillationMixin(DistillingMixin):
     def no_effect(self) -> str | None:
         if self._feature_pairs:
             return self._without_teacher()
-        some = ", ".join(repr(name) for name, m in self.named_modules() if name and not list(m.children()))
+        parts = ((name, m) for name, m in self.named_modules() if name and not list(m.children()))
+        some = ", ".join(repr(name) for name, m in parts if not isinstance(m, Metric))
         return f"feature_distillation_layers names no layer of {self._host_name}. It has {some}."
 
     def extra_cost(self) -> Cost:

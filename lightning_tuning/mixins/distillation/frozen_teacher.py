@@ -32,7 +32,8 @@ class FrozenTeacherMixin(TuningMixin):
             modules with mixins and of the ready hosts do, or else the module's own.
 
     Raises:
-        InvalidValueError: The file, the class, or the number of classes does not fit. At the start of training.
+        InvalidValueError: The class is no text; or, at the start of training, the file, the class or the number of
+            classes does not fit.
 
     Source: Hinton, Vinyals & Dean, 2015, "Distilling the knowledge in a neural network", section 2: the cumbersome
     model is trained first and then fixed.
@@ -53,6 +54,11 @@ class FrozenTeacherMixin(TuningMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if frozen_teacher_class is not None and not isinstance(frozen_teacher_class, str):
+            raise InvalidValueError(
+                f"frozen_teacher_class is {frozen_teacher_class!r}; write its import path as text, as in "
+                "'package.module.Name', by which a resumed run finds it again."
+            )
         self.frozen_teacher_checkpoint = frozen_teacher_checkpoint
         self.frozen_teacher_class = frozen_teacher_class
         self._frozen_teacher = Unregistered()

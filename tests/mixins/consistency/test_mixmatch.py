@@ -313,7 +313,7 @@ def test_with_another_of_its_family_the_plan_refuses():
         ("mixmatch_temperature", 1.5, "a number in (0, 1]"),
         ("mixmatch_alpha", 0, "a number in (0, inf)"),
         ("mixmatch_statistics", "both", "one of 'joint', 'separate'"),
-        ("mixmatch_ramp", "linear", "linear 2000 steps"),
+        ("mixmatch_ramp", "linear", "sigmoid 0.4dur"),
     ],
 )
 def test_a_value_that_is_not_allowed(name, value, message):

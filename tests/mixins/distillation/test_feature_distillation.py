@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torchmetrics import MeanMetric
 
 from lightning_tuning import (
     DistillationMixin,
@@ -249,6 +250,14 @@ def test_a_layer_that_is_not_run():
 def test_a_text_that_names_no_layers(layers):
     with pytest.raises(InvalidValueError, match="write names of layers with commas between"):
         Net(feature_distillation_layers=layers)
+
+
+def test_metrics_are_no_layers_to_choose():
+    net = Net(**PLAIN)
+    net.accuracy = MeanMetric()
+    message = FeatureDistillationMixin.no_effect(net)
+    assert "network.1" in message
+    assert "accuracy" not in message
 
 
 def test_no_layers_and_no_teacher():

@@ -310,3 +310,8 @@ def test_off_it_leaves_the_labels_to_the_student():
     net, x = Other(nn.Linear(4, 3), distillation_weight=0.0), torch.randn(5, 4)
     assert net.teacher_module() is None
     assert torch.equal(answers(net, x), net.network(x))
+
+
+def test_a_class_that_is_no_text():
+    with pytest.raises(InvalidValueError, match=r"frozen_teacher_class is <class .*Linear'>; write its import path"):
+        student(frozen_teacher_class=torch.nn.Linear)

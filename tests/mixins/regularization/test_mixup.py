@@ -163,8 +163,8 @@ def test_class_ids_need_num_classes():
     with pytest.raises(MisconfigurationException) as caught:
         fit(net, batches(1))
     assert str(caught.value) == (
-        "Unnumbered has no attribute num_classes, which MixupMixin needs to make class ids probabilities. Write "
-        "self.num_classes = ... in its __init__; a target that is no class ids has to be floating."
+        "Unnumbered has no attribute num_classes, which MixupMixin needs: the number of classes that the target's ids "
+        "tell apart. Write self.num_classes = ... in its __init__; a target that is no class ids has to be floating."
     )
     assert net.batches == []
     fit(UnnumberedNet(mixup_alpha=0), batches(1))
