@@ -147,3 +147,14 @@ def test_the_numbers_in_the_documents():
     pairs = list(itertools.combinations(TECHNIQUES, 2))
     conflicts = sum(a.stem in b.conflicts or b.stem in a.conflicts for a, b in pairs)
     assert f"Of all {len(pairs)} pairs {conflicts} conflict" in (ROOT / "docs" / "design.md").read_text()
+
+
+def test_the_hosts_page_tells_what_each_technique_needs_of_a_module():
+    page = (ROOT / "docs" / "hosts.md").read_text().split("## What a technique needs of a module of your own")[1]
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| ") and "Mixin" in line]
+    told = {
+        name: set(re.findall(r"`(\w+)`", members)) for members, names in rows for name in re.findall(r"`(\w+)`", names)
+    }
+    assert told == {technique.__name__: set(technique.needs) for technique in TECHNIQUES}
+    streams = page.split("**Batches with streams**")[1].split(".\n")[0]
+    assert set(re.findall(r"`(\w+Mixin)`", streams)) == {t.__name__ for t in TECHNIQUES if t.needs_streams}
