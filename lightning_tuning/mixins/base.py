@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +12,12 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_tuning.errors import CompositionError, InvalidValueError, did_you_mean
+from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import TermWatch, without_graph
 from lightning_tuning.timing.durations import Duration
 
+from .adjusting import adjustable, check_adjusted, configured
+from .arguments import check_arguments, given_at_load
 from .composition import check_composition, check_not_pytorch_lightning, hosts_of, members, own_arguments, techniques_of
 from .plan import Cost, check_plan, plan
 from .ramps import parse_ramp
@@ -56,6 +56,8 @@ class TuningMixin(LightningModule):
     """Whether it makes what the network computes of a sample depend on the rest of the batch."""
     needs_streams: ClassVar[bool] = False
     """Whether it can do nothing without unlabelled batches."""
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """The floating arguments that no step reads anew, so that changing them during a run would change nothing."""
     _is_tuning_mixin: ClassVar[bool] = True
 
     replaying: bool = False
@@ -67,7 +69,7 @@ class TuningMixin(LightningModule):
         check_composition(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _check_arguments(type(self), kwargs)
+        check_arguments(type(self), kwargs)
         super().__init__(*args, **kwargs)
 
     @property
@@ -99,7 +101,16 @@ class TuningMixin(LightningModule):
 
     def tuning_settings(self) -> dict[str, Any]:
         """The arguments of the techniques that are switched on, by name. They go into the loggers' run config."""
-        return {name: getattr(self, name) for t in self.active_techniques() for name in own_arguments(t)}
+        return {name: configured(self, name) for t in self.active_techniques() for name in own_arguments(t)}
+
+    def adjustable(self) -> dict[str, float]:
+        """What a callback may change between two steps, by assigning to the attribute of that name: the arguments of
+        active techniques that are numbers and read at each step. With their configured values."""
+        return adjustable(self)
+
+    def check_adjusted(self, name: str, value: float) -> None:
+        """Raise what the technique would raise if the argument had that value from the start."""
+        check_adjusted(self, name, value)
 
     def class_count(self, technique: str) -> int:
         """The host's ``num_classes``: its attribute or hyper-parameter.
@@ -295,11 +306,11 @@ class TuningMixin(LightningModule):
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """As Lightning's. Hyper-parameters of the checkpoint that the host does not take are left out, as they are for
         a module without mixins; Lightning itself hands them all to an ``__init__`` with ``**kwargs``."""
-        token = _given_at_load.set(frozenset(kwargs))
+        token = given_at_load.set(frozenset(kwargs))
         try:
             return super().load_from_checkpoint(*args, **kwargs)
         finally:
-            _given_at_load.reset(token)
+            given_at_load.reset(token)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the class, and the techniques' settings: ``load_from_checkpoint`` needs them also where the host saves
@@ -310,7 +321,7 @@ class TuningMixin(LightningModule):
             saved = checkpoint.setdefault(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
             for technique in techniques_of(type(self)):
                 for name in own_arguments(technique):
-                    saved.setdefault(name, getattr(self, name))
+                    saved.setdefault(name, configured(self, name))
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         output = super().training_step(batch, batch_idx)
@@ -359,37 +370,3 @@ def add_to_loss(output: Any, term: Tensor) -> Any:
     if isinstance(output, Mapping):
         return {**output, "loss": output["loss"] + term}
     return output + term
-
-
-_given_at_load: ContextVar[frozenset[str] | None] = ContextVar("_given_at_load", default=None)
-"""While a checkpoint is loaded, the names of the arguments that the caller gave."""
-
-
-def _check_arguments(cls: type, kwargs: dict[str, Any]) -> None:
-    """Refuse keyword arguments that nobody takes. Runs right of all mixins: what is left is meant for the host."""
-    hosts = hosts_of(cls)
-    if not hosts:
-        raise CompositionError(
-            f"{cls.__name__} is a mixin without a host. Write: class Net({cls.__name__}, MyLightningModule): ..."
-        )
-    init = hosts[0].__init__
-    parameters = {} if init is LightningModule.__init__ else inspect.signature(init).parameters
-    known = {*parameters, *(name for t in techniques_of(cls) for name in own_arguments(t))}
-    swallows_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    stems = tuple(f"{t.stem}_" for t in techniques_of(cls))
-    given = _given_at_load.get()
-    for name in kwargs.keys() - known:
-        # A host with **kwargs may know what to do with a name; with a technique's prefix it is surely misspelt.
-        if swallows_all and not name.startswith(stems):
-            continue
-        if given is not None and name not in given and not name.startswith(stems):
-            del kwargs[name]
-        else:
-            raise unknown_argument(cls, name, known - {"self", "args", "kwargs"})
-
-
-def unknown_argument(cls: type, name: str, known: set[str]) -> CompositionError:
-    """The error for an argument that does not exist, with the likeliest name that does."""
-    hint = did_you_mean(name, known)
-    takes = f" It takes {', '.join(sorted(known))}." if hint == "." else ""
-    return CompositionError(f"{cls.__name__}() has no argument {name!r}{hint}{takes}")

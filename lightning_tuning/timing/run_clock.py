@@ -19,7 +19,7 @@ _UNKNOWN = 1e12
 class RunClock:
     """What schedules ask of a Trainer's run, from ``on_train_start`` on.
 
-    A point of the run, such as an epoch's begin, is a number of steps that the Trainer counts. Those of them that fp16's
+    A point of the run, such as the end of an epoch, is a number of steps as the Trainer counts them. Those that fp16's
     scaler skipped are taken out, so that a schedule which counts the others still arrives there in time.
 
     Args:

@@ -43,6 +43,7 @@ class SpectralNormMixin(TuningMixin):
     stage = "weights"
     off = {"spectral_norm_bound": None}
     changes = ("weights", "buffers")
+    fixed = ("spectral_norm_bound",)
 
     def __init__(
         self,
