@@ -85,6 +85,7 @@ _HOME = {
         "GradientNorm",
         "MonitorCheck",
         "RobustAccuracy",
+        "Schedule",
         "TermGradients",
     ),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier", "MultiLabelClassifier", "Regressor"),

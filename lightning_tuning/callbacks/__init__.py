@@ -8,6 +8,7 @@ from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
 from .monitor_check import MonitorCheck
 from .robust_accuracy import RobustAccuracy
+from .schedule import Schedule
 from .term_gradients import TermGradients
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "GradientNorm",
     "MonitorCheck",
     "RobustAccuracy",
+    "Schedule",
     "TermGradients",
 ]

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from .composition import compose, own_arguments
+from .composition import compose, own_arguments, techniques_of
 
 if TYPE_CHECKING:
     from .base import TuningMixin
@@ -33,6 +33,21 @@ def adjustable(module: TuningMixin) -> dict[str, float]:
         if re.fullmatch(r"float( \| None)?", parameter.annotation) and name not in technique.fixed
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def why_fixed(module: TuningMixin, name: str) -> str | None:
+    """Why nothing may change that argument of a technique during the run; None if it is none, or may be changed."""
+    technique = next((t for t in techniques_of(type(module)) if name in own_arguments(t)), None)
+    if technique is None or name in adjustable(module):
+        return None
+    if technique not in module.active_techniques():
+        return f"{technique.__name__} is off. Set {name} to the full value."
+    value = configured(module, name)
+    if value is None:
+        return f"{name} is None. Give it a number."
+    if name in technique.fixed:
+        return f"{technique.__name__} reads it once only, so that a change would change nothing."
+    return f"it is {value!r}: only floating numbers can be changed step by step."
 
 
 def check_adjusted(module: TuningMixin, name: str, value: float) -> None:

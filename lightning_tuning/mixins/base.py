@@ -16,7 +16,7 @@ from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import TermWatch, without_graph
 from lightning_tuning.timing.durations import Duration
 
-from .adjusting import adjustable, check_adjusted, configured
+from .adjusting import adjustable, check_adjusted, configured, why_fixed
 from .arguments import check_arguments, given_at_load
 from .composition import check_composition, check_not_pytorch_lightning, hosts_of, members, own_arguments, techniques_of
 from .plan import Cost, check_plan, plan
@@ -107,6 +107,10 @@ class TuningMixin(LightningModule):
         """What a callback may change between two steps, by assigning to the attribute of that name: the arguments of
         active techniques that are numbers and read at each step. With their configured values."""
         return adjustable(self)
+
+    def why_fixed(self, name: str) -> str | None:
+        """Why an argument of a technique is not among the :meth:`adjustable`; None for what is no such argument."""
+        return why_fixed(self, name)
 
     def check_adjusted(self, name: str, value: float) -> None:
         """Raise what the technique would raise if the argument had that value from the start."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from lightning_tuning.errors import InvalidValueError
@@ -67,9 +68,23 @@ class Curve:
                 return between(full, self._from.of(full), warmup_height(form, step, begin))
         return self.shape.value(full, Moment(step, begin, self._until, clock, drops))
 
-    def check(self, clock: Clock) -> None:
-        """Raise what the clock raises where it cannot tell a length that will be needed."""
-        self.value(1.0, clock.at(self._warmup[1]) if self._warmup else 0.0, clock)
+    def durations(self) -> list[Duration]:
+        """All durations in it."""
+        own = [self._warmup[1] if self._warmup else None, self._until]
+        return [*filter(None, own), *self.shape.durations()]
+
+    def values(self, full: float, clock: Clock, count: int) -> list[float]:
+        """The values at about so many points, spread over the whole run, or over as many steps of one without end.
+
+        Raises:
+            MisconfigurationException: The clock cannot tell a length that will be needed.
+        """
+        begin = clock.at(self._warmup[1]) if self._warmup else 0.0
+        self.value(full, begin, clock)
+        needs_end = self.shape.has_length or any(d.unit == "dur" for d in self.durations())
+        total = clock.total if needs_end else max(10.0 * begin, count)
+        every = max(math.ceil(total / count), 1)
+        return [self.value(full, step, clock) for step in [*range(0, math.ceil(total), every), total]]
 
     def preview(
         self,

@@ -24,20 +24,22 @@ class RunClock:
 
     Args:
         trainer: The Trainer.
+        skipped: The Trainer's numbers, from 0 and rising, of the steps that did not count. Later ones may be added.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.skipped: list[int] = []
-        """The Trainer's numbers, from 0, of the steps that did not count; rising."""
-        self.steps = 0
-        """Steps that counted."""
-        self._trainer = trainer
+    def __init__(self, trainer: Trainer, skipped: list[int]) -> None:
+        self._trainer, self._skipped, self._steps = trainer, skipped, 0
         self._timers = [c for c in trainer.callbacks if isinstance(c, Timer) and c._duration]  # type: ignore[attr-defined]
         self._time_share = 0.0
         self._known: dict[Duration, float] = {}
 
-    def look(self) -> None:
-        """Take the time, which all ranks have to do at the same steps: they agree on the latest."""
+    def look(self, steps: int) -> None:
+        """Take the time; all ranks have to do it together, and agree on the latest.
+
+        Args:
+            steps: The steps that have counted.
+        """
+        self._steps = steps
         if self._timers:
             shares = [timer.time_elapsed() / timer._duration for timer in self._timers if timer._duration]
             share = torch.tensor(max(shares), dtype=torch.float64, device=self._trainer.strategy.root_device)
@@ -59,7 +61,7 @@ class RunClock:
     @property
     def _by_time(self) -> float:
         """The steps that the run has if its time goes on as it did."""
-        return self.steps / self._time_share if self._time_share > 0 and self.steps > 0 else _UNKNOWN
+        return self._steps / self._time_share if self._time_share > 0 and self._steps > 0 else _UNKNOWN
 
     @property
     def _planned(self) -> float:
@@ -75,4 +77,4 @@ class RunClock:
         return self._known[whole]
 
     def _counted(self, step: float) -> float:
-        return step - bisect_left(self.skipped, step)
+        return step - bisect_left(self._skipped, step)

@@ -49,6 +49,11 @@ class Shape:
         """The value at a moment after the warm-up, where it was ``full``."""
         raise NotImplementedError
 
+    def durations(self) -> list[Duration]:
+        """The durations among its settings."""
+        given = [getattr(self, field.name) for field in fields(self) if field.name in _DURATIONS]
+        return [duration_of(text) for text in given if text is not None]
+
 
 class Towards(Shape):
     """A shape between the full value and its end."""
@@ -115,8 +120,11 @@ class MultiStep(Shape):
             check_duration("multi_step(...)", point)
 
     def value(self, full: float, now: Moment) -> float:
-        drops = sum(now.clock.at(duration_of(point)) <= now.step for point in self.at)
+        drops = sum(now.clock.at(point) <= now.step for point in self.durations())
         return full * drops_factor(drops, self.gamma)
+
+    def durations(self) -> list[Duration]:
+        return [duration_of(point) for point in self.at]
 
 
 @dataclass(frozen=True)

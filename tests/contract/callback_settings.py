@@ -17,6 +17,7 @@ from lightning_tuning.callbacks import (
     GradientNorm,
     MonitorCheck,
     RobustAccuracy,
+    Schedule,
     TermGradients,
 )
 
@@ -54,6 +55,7 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     GradientNorm: CallbackSetting(GradientNorm, kind="watches"),
     MonitorCheck: CallbackSetting(MonitorCheck, kind="watches"),
     RobustAccuracy: CallbackSetting(lambda: RobustAccuracy(epsilon=0.1, steps=2), kind="watches"),
+    Schedule: CallbackSetting(lambda: Schedule(warmup="2st", layer_decay=0.8), kind="steers"),
     TermGradients: CallbackSetting(lambda: TermGradients(every_n_steps=2), kind="watches"),
 }
 NO_ROW = {ExactResume}

@@ -1,4 +1,4 @@
-"""What a schedule may change between two steps is read at each step, and nothing breaks where it passes the off-value."""
+"""What a schedule may change is read at each step, and nothing breaks where it passes the off-value."""
 
 from __future__ import annotations
 
