@@ -28,8 +28,8 @@ ValueOf = Callable[[float], float]
 class GroupTarget:
     """A value of all groups of an optimizer, or of one.
 
-    The full value of a group is kept in it as ``initial_<value>``, torch's own name for the learning rate's. So it is in
-    checkpoints, and what scales it during the run is respected. Groups that are added later are taken as they come.
+    The full value of a group is kept in it as ``initial_<value>``, torch's own name for the learning rate's. So it is
+    in checkpoints, and what scales it is respected. Groups that are added later are taken as they come.
 
     Args:
         optimizer: The optimizer.
