@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from torch import nn
@@ -75,9 +76,10 @@ def layers_of(module: nn.Module, trained: set[int]) -> list[list[nn.Parameter]]:
 
 def _parts(module: nn.Module, trained: set[int]) -> Iterator[list[nn.Parameter]]:
     own = list(module.parameters(recurse=False))
-    size = _size(module, trained)
+    # What is more than half of a network is no layer, but the network proper beside its head.
+    most = math.inf if isinstance(module, _STACKS) else _size(module, trained) / 2
     for child in module.children():
-        if isinstance(child, _STACKS) or _holds_blocks(child) or 2 * _size(child, trained) > size:
+        if isinstance(child, _STACKS) or _holds_blocks(child) or _size(child, trained) > most:
             for part in _parts(child, trained):
                 yield own + part
                 own = []

@@ -58,7 +58,7 @@ class GroupTarget:
         for group in self.groups():
             name = f"initial_{self.value}"
             if not keep or name not in group:
-                own = self._read(group)
+                own = group.get(name, self._read(group))
                 group[name] = own if full is None or own == 0 else full * group.get(SCALE, 1.0)
 
     def scale(self, factor: float) -> None:

@@ -24,11 +24,17 @@ def configured(module: Any, name: str) -> Any:
     return module.__dict__.get(CONFIGURED, {}).get(name, getattr(module, name))
 
 
+def configured_techniques(module: TuningMixin) -> list[type[TuningMixin]]:
+    """The techniques that are switched on as configured, whatever their strengths are at the moment."""
+    techniques = techniques_of(type(module))
+    return [t for t in techniques if t.is_on({name: configured(module, name) for name in t.off})]
+
+
 def adjustable(module: TuningMixin) -> dict[str, float]:
     """The arguments of active techniques that are numbers and that each step reads, with their configured values."""
     values = {
         name: configured(module, name)
-        for technique in module.active_techniques()
+        for technique in configured_techniques(module)
         for name, parameter in own_arguments(technique).items()
         if re.fullmatch(r"float( \| None)?", parameter.annotation) and name not in technique.fixed
     }
@@ -40,7 +46,7 @@ def why_fixed(module: TuningMixin, name: str) -> str | None:
     technique = next((t for t in techniques_of(type(module)) if name in own_arguments(t)), None)
     if technique is None or name in adjustable(module):
         return None
-    if technique not in module.active_techniques():
+    if technique not in configured_techniques(module):
         return f"{technique.__name__} is off. Set {name} to the full value."
     value = configured(module, name)
     if value is None:
@@ -52,7 +58,7 @@ def why_fixed(module: TuningMixin, name: str) -> str | None:
 
 def check_adjusted(module: TuningMixin, name: str, value: float) -> None:
     """Raise what the technique that ``name`` belongs to raises for this value: it is made over an empty host."""
-    technique = next(t for t in module.active_techniques() if name in own_arguments(t))
+    technique = next(t for t in configured_techniques(module) if name in own_arguments(t))
     arguments = {argument: configured(module, argument) for argument in own_arguments(technique)}
     with torch.random.fork_rng(devices=()):
         over_nothing: Any = _over_nothing(technique)  # type: ignore[arg-type]  # a class can be hashed

@@ -16,7 +16,7 @@ from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import TermWatch, without_graph
 from lightning_tuning.timing.durations import Duration
 
-from .adjusting import adjustable, check_adjusted, configured, why_fixed
+from .adjusting import adjustable, check_adjusted, configured, configured_techniques, why_fixed
 from .arguments import check_arguments, given_at_load
 from .composition import check_composition, check_not_pytorch_lightning, hosts_of, members, own_arguments, techniques_of
 from .plan import Cost, check_plan, plan
@@ -101,7 +101,7 @@ class TuningMixin(LightningModule):
 
     def tuning_settings(self) -> dict[str, Any]:
         """The arguments of the techniques that are switched on, by name. They go into the loggers' run config."""
-        return {name: configured(self, name) for t in self.active_techniques() for name in own_arguments(t)}
+        return {name: configured(self, name) for t in configured_techniques(self) for name in own_arguments(t)}
 
     def adjustable(self) -> dict[str, float]:
         """What a callback may change between two steps, by assigning to the attribute of that name: the arguments of
