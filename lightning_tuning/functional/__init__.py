@@ -15,6 +15,7 @@ from .attack import (
     start_of,
 )
 from .averaging import ModuleAverage, ema_decay, ema_update_, half_life_decay
+from .batch_norm import population_statistics, recalibrate_batch_norm, tracking_batch_norms
 from .centralization import centralize_
 from .clipping import NormHistory, adaptive_clip_, unit_norms
 from .consistency import ensemble_target, mean_teacher_loss, squared_difference, temporal_ensembling_loss
@@ -137,12 +138,14 @@ __all__ = [
     "orthogonality",
     "paste",
     "perturbation_norms",
+    "population_statistics",
     "power_iteration",
     "project",
     "projected_ascent",
     "pseudo_label_loss",
     "ramp_factor",
     "random_directions",
+    "recalibrate_batch_norm",
     "rotate_quarters",
     "sam_ascent",
     "sample_beta",
@@ -164,6 +167,7 @@ __all__ = [
     "step_was_skipped",
     "symmetric_kl_divergence",
     "temporal_ensembling_loss",
+    "tracking_batch_norms",
     "truncated_gaussian",
     "unit_norms",
     "unit_samples",
