@@ -79,6 +79,7 @@ _HOME = {
     "callbacks": (
         "AdaptiveGradientClipping",
         "AutoClip",
+        "BatchNormRecalibration",
         "ExactResume",
         "GradientCentralization",
         "GradientNoise",

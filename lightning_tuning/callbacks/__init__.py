@@ -2,6 +2,7 @@
 
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
+from .batch_norm_recalibration import BatchNormRecalibration
 from .exact_resume import ExactResume
 from .gradient_centralization import GradientCentralization
 from .gradient_noise import GradientNoise
@@ -13,6 +14,7 @@ from .term_gradients import TermGradients
 __all__ = [
     "AdaptiveGradientClipping",
     "AutoClip",
+    "BatchNormRecalibration",
     "ExactResume",
     "GradientCentralization",
     "GradientNoise",
