@@ -43,9 +43,8 @@ class KeptPlace(DataLoader):
         start, self.place = self.place, 0
         for number, batch in enumerate(super().__iter__()):
             if number >= start:
-                self.place = number + 1
+                self.place = (number + 1) % len(self)
                 yield batch
-        self.place = 0
 
     def state_dict(self):
         return {"place": self.place}
