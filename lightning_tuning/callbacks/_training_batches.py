@@ -77,12 +77,14 @@ def _as_in_training(trainer: Trainer) -> Iterator[None]:
 
 def _inputs(trainer: Trainer, pl_module: LightningModule, limit: int | None, dataloader: str) -> Iterator[Any]:
     loader, limit = _loader(trainer, pl_module, dataloader), _limit(trainer, limit, dataloader)
-    kept = _generators(loader)
+    kept, taken = _generators(loader), 0
     try:
-        for batch, _, _ in islice(iter(loader), limit):
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
-            yield _input(pl_module, trainer.strategy.batch_to_device(batch, dataloader_idx=0))
+        for _ in range(1 if limit is None else 2):  # a loader that keeps its place may begin where training stands
+            for batch, _, _ in islice(iter(loader), None if limit is None else limit - taken):
+                taken += 1
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                yield _input(pl_module, trainer.strategy.batch_to_device(batch, dataloader_idx=0))
     finally:
         for generator, state in kept:
             generator.set_state(state)

@@ -30,6 +30,7 @@ from .distillation import (
 )
 from .divergence import kl_divergence, logit_distance, symmetric_kl_divergence
 from .dropping import drop_block, drop_block_gamma, drop_block_mask, drop_path, drop_rate
+from .ensemble import ensemble_logits, prediction_quality, prediction_sums
 from .entropy import entropy
 from .flooding import flood
 from .focal import sigmoid_focal, softmax_focal
@@ -53,12 +54,14 @@ from .noise import add_noise_, noise_std
 from .orthogonality import orthogonality
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, awp_ascent, global_norm, gsam_gradient_, sam_ascent, weight_noise
+from .power_average import gamma_of, power_decay, power_shares, sigma_rel_of
 from .precision import without_graph
 from .pseudo_label import at_least, hard, pseudo_label_loss, sharpen, soft
 from .ramp import ramp_factor
 from .rng import RngState, get_rng_state, set_rng_state
 from .samples import of_samples, random_directions, sample_norms, unit_samples
 from .scaling import step_was_skipped
+from .soup import StateMean, greedy_soup, uniform_soup
 from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
 from .virtual_adversarial import fisher_product, softmax_curvature
@@ -74,6 +77,7 @@ __all__ = [
     "PixelScale",
     "RngState",
     "Start",
+    "StateMean",
     "TermWatch",
     "activation_gain",
     "adaptive_clip_",
@@ -101,6 +105,7 @@ __all__ = [
     "drop_rate",
     "ema_decay",
     "ema_update_",
+    "ensemble_logits",
     "ensemble_target",
     "entropy",
     "error_odds",
@@ -108,9 +113,11 @@ __all__ = [
     "feature_distance",
     "fisher_product",
     "flood",
+    "gamma_of",
     "get_rng_state",
     "global_norm",
     "gradient_penalty",
+    "greedy_soup",
     "gsam_gradient_",
     "half_life_decay",
     "half_squared_distance",
@@ -139,7 +146,11 @@ __all__ = [
     "paste",
     "perturbation_norms",
     "population_statistics",
+    "power_decay",
     "power_iteration",
+    "power_shares",
+    "prediction_quality",
+    "prediction_sums",
     "project",
     "projected_ascent",
     "pseudo_label_loss",
@@ -154,6 +165,7 @@ __all__ = [
     "self_adaptive_thresholds",
     "set_rng_state",
     "sharpen",
+    "sigma_rel_of",
     "sigmoid_focal",
     "signal_annealing",
     "smooth_labels",
@@ -169,6 +181,7 @@ __all__ = [
     "temporal_ensembling_loss",
     "tracking_batch_norms",
     "truncated_gaussian",
+    "uniform_soup",
     "unit_norms",
     "unit_samples",
     "weight_noise",

@@ -74,9 +74,7 @@ def population_statistics(layers: Iterable[_BatchNorm]) -> Iterator[None]:
     layers = list(layers)
     before = [(layer.training, layer.track_running_stats) for layer in layers]
     moments = [_Moments() for _ in layers]
-    hooks = [
-        layer.register_forward_pre_hook(seen) for layer, seen in zip(layers, moments, strict=True)
-    ]
+    hooks = [layer.register_forward_pre_hook(seen) for layer, seen in zip(layers, moments, strict=True)]
     try:
         for layer in layers:
             layer.training, layer.track_running_stats = True, False

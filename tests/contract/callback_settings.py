@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning_tuning.callbacks import (
     AdaptiveGradientClipping,
     AutoClip,
+    BatchNormRecalibration,
     ExactResume,
     GradientCentralization,
     GradientNoise,
@@ -51,6 +52,7 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
         terms=("train/auto_clip", "train/auto_clip_norm"),
     ),
     GradientNoise: CallbackSetting(lambda: GradientNoise(seed=5), stateful=True, terms=("train/gradient_noise",)),
+    BatchNormRecalibration: CallbackSetting(lambda: BatchNormRecalibration(batches=3), kind="steers"),
     GradientNorm: CallbackSetting(GradientNorm, kind="watches"),
     MonitorCheck: CallbackSetting(MonitorCheck, kind="watches"),
     RobustAccuracy: CallbackSetting(lambda: RobustAccuracy(epsilon=0.1, steps=2), kind="watches"),
