@@ -65,6 +65,7 @@ from .soup import StateMean, greedy_soup, uniform_soup
 from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
 from .virtual_adversarial import fisher_product, softmax_curvature
+from .weight_average import Trained, WeightAverage, assign_, parts_named, trained_parts
 
 __all__ = [
     "ANNEALINGS",
@@ -79,12 +80,15 @@ __all__ = [
     "Start",
     "StateMean",
     "TermWatch",
+    "Trained",
+    "WeightAverage",
     "activation_gain",
     "adaptive_clip_",
     "add_noise_",
     "align",
     "asam_ascent",
     "ascent_direction",
+    "assign_",
     "at_least",
     "awp_ascent",
     "blend_targets",
@@ -143,6 +147,7 @@ __all__ = [
     "noise_std",
     "of_samples",
     "orthogonality",
+    "parts_named",
     "paste",
     "perturbation_norms",
     "population_statistics",
@@ -180,6 +185,7 @@ __all__ = [
     "symmetric_kl_divergence",
     "temporal_ensembling_loss",
     "tracking_batch_norms",
+    "trained_parts",
     "truncated_gaussian",
     "uniform_soup",
     "unit_norms",
