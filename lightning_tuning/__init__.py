@@ -87,6 +87,7 @@ _HOME = {
         "MonitorCheck",
         "RobustAccuracy",
         "TermGradients",
+        "WeightEMA",
     ),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier", "MultiLabelClassifier", "Regressor"),
     "data": ("ArrayDataModule", "DigitsDataModule"),

@@ -10,6 +10,7 @@ from .gradient_norm import GradientNorm
 from .monitor_check import MonitorCheck
 from .robust_accuracy import RobustAccuracy
 from .term_gradients import TermGradients
+from .weight_ema import WeightEMA
 
 __all__ = [
     "AdaptiveGradientClipping",
@@ -22,4 +23,5 @@ __all__ = [
     "MonitorCheck",
     "RobustAccuracy",
     "TermGradients",
+    "WeightEMA",
 ]

@@ -23,6 +23,7 @@ from lightning_tuning.timing.durations import check_duration, duration_of
 
 from ._counted_steps import CountedSteps
 from ._gradients import holds_whole_gradients
+from ._raw_validation import RawValidation
 from ._training_batches import recalibrate_on_training_data
 
 BufferPolicy = Literal["average", "copy", "recompute"]
@@ -45,7 +46,14 @@ class AveragingCallback(CountedSteps):
 
     changes: ClassVar[tuple[str, ...]] = ("evaluation",)
 
-    def __init__(self, start: str, buffers: BufferPolicy, offload: bool, final: Literal["average", "raw"]) -> None:
+    def __init__(
+        self,
+        start: str = "0st",
+        buffers: BufferPolicy = "average",
+        offload: bool = False,
+        validate_raw: bool = False,
+        final: Literal["average", "raw"] = "average",
+    ) -> None:
         super().__init__()
         check_duration("start", start, positive=False)
         check_choice("buffers", buffers, ("average", "copy", "recompute"))
@@ -53,6 +61,7 @@ class AveragingCallback(CountedSteps):
         self.start = start
         self.buffers = buffers
         self.offload = offload
+        self.validate_raw = validate_raw
         self.final = final
         self._start_steps = 0
         self._updates = 0
@@ -60,6 +69,7 @@ class AveragingCallback(CountedSteps):
         self._trained: list[bool] = []
         self._recomputed = -1
         self._versions: list[int] | None = None
+        self._raw_validation: RawValidation | None = None
 
     def _decay(self, update: int) -> float:
         """The share of the average that stays at its ``update``-th update, counted from 1."""
@@ -111,6 +121,9 @@ class AveragingCallback(CountedSteps):
                 "average. Set ema_teacher_evaluates: false, or remove one of the two."
             )
 
+        if self.validate_raw:
+            self._raw_validation = RawValidation(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_steps = math.ceil(duration_of(self.start).steps(trainer))
         self._trained = _trained(trainer)
@@ -122,8 +135,8 @@ class AveragingCallback(CountedSteps):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         trained = _trained(trainer)
-        if trained != self._trained:  # some were added or unfrozen: so far they did not change, so nor did their average
-            self._trained = trained
+        if trained != self._trained:
+            self._trained = trained  # what was added or unfrozen did not change so far, so nor did its average
             if self._average is not None:
                 self._average.add(self._parts(pl_module))
 
@@ -153,6 +166,11 @@ class AveragingCallback(CountedSteps):
         if trainer.state.fn == TrainerFn.FITTING:
             self._swap_out(pl_module)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._raw_validation is not None and not trainer.sanity_checking:
+            for name, value in self._raw_validation.metrics.items():
+                pl_module.log(f"{name}_raw", value, sync_dist=True)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.final == "average":
             self._evaluate_average(trainer, pl_module)
@@ -163,6 +181,12 @@ class AveragingCallback(CountedSteps):
         super().on_exception(trainer, pl_module, exception)
         if trainer.state.fn == TrainerFn.FITTING:
             self._swap_out(pl_module)
+
+    def _release(self) -> None:
+        super()._release()
+        if self._raw_validation is not None:
+            self._raw_validation.remove()
+            self._raw_validation = None
 
     def _evaluate_average(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap_in(pl_module)

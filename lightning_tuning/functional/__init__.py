@@ -54,7 +54,7 @@ from .noise import add_noise_, noise_std
 from .orthogonality import orthogonality
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, awp_ascent, global_norm, gsam_gradient_, sam_ascent, weight_noise
-from .power_average import gamma_of, power_decay, power_shares, sigma_rel_of
+from .power_average import LARGEST_SIGMA_REL, gamma_of, power_decay, power_shares, sigma_rel_of
 from .precision import without_graph
 from .pseudo_label import at_least, hard, pseudo_label_loss, sharpen, soft
 from .ramp import ramp_factor
@@ -70,6 +70,7 @@ from .weight_average import Trained, WeightAverage, assign_, parts_named, traine
 __all__ = [
     "ANNEALINGS",
     "INIT_METHODS",
+    "LARGEST_SIGMA_REL",
     "Box",
     "Decoupled",
     "ModuleAverage",

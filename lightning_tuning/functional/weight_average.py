@@ -124,8 +124,9 @@ class WeightAverage:
     @torch.no_grad()
     def add(self, tensors: Trained) -> None:
         """Take up the tensors whose names are new. Their averages begin with the present values."""
-        for mine, others in zip(self._tensors, tensors, strict=True):
-            mine.update({name: value for name, value in others.items() if name not in self._averages})
+        mine, known = self._tensors, self._averages
+        mine.parameters.update({name: p for name, p in tensors.parameters.items() if name not in known})
+        mine.statistics.update({name: b for name, b in tensors.statistics.items() if name not in known})
         live = self._live()
         self._averages = {n: self._averages[n] if n in self._averages else self._begun(n, live[n]) for n in live}
         self._list(live)
