@@ -226,11 +226,13 @@ class AveragingCallback(CountedSteps):
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
+        return {"steps": self._steps, "updates": self._updates}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._drop_if_outdated()
-        state: dict[str, Any] = {"steps": self._steps, "updates": self._updates}
         if self._average is not None:
-            state |= {"raw": self._average.raw(), "finer": self._average.finer()}
-        return state
+            state = checkpoint["callbacks"][self.state_key]
+            state["raw"], state["finer"] = self._average.raw(), self._average.finer()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:

@@ -19,6 +19,7 @@ from lightning_tuning.callbacks import (
     MonitorCheck,
     RobustAccuracy,
     TermGradients,
+    WeightEMA,
 )
 
 
@@ -57,6 +58,7 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     MonitorCheck: CallbackSetting(MonitorCheck, kind="watches"),
     RobustAccuracy: CallbackSetting(lambda: RobustAccuracy(epsilon=0.1, steps=2), kind="watches"),
     TermGradients: CallbackSetting(lambda: TermGradients(every_n_steps=2), kind="watches"),
+    WeightEMA: CallbackSetting(lambda: WeightEMA(decay=0.9, start="2st"), kind="steers"),
 }
 NO_ROW = {ExactResume}
 """Every row here trains with it."""
