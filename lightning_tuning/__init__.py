@@ -88,6 +88,7 @@ _HOME = {
         "RobustAccuracy",
         "TermGradients",
         "WeightEMA",
+        "WeightSWA",
     ),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier", "MultiLabelClassifier", "Regressor"),
     "data": ("ArrayDataModule", "DigitsDataModule"),

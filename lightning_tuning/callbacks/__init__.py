@@ -11,6 +11,7 @@ from .monitor_check import MonitorCheck
 from .robust_accuracy import RobustAccuracy
 from .term_gradients import TermGradients
 from .weight_ema import WeightEMA
+from .weight_swa import WeightSWA
 
 __all__ = [
     "AdaptiveGradientClipping",
@@ -24,4 +25,5 @@ __all__ = [
     "RobustAccuracy",
     "TermGradients",
     "WeightEMA",
+    "WeightSWA",
 ]

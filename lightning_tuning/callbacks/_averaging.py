@@ -171,6 +171,11 @@ class AveragingCallback(CountedSteps):
             for name, value in self._raw_validation.metrics.items():
                 pl_module.log(f"{name}_raw", value, sync_dist=True)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.buffers == "recompute" and self._average is not None:  # for the checkpoint of an epoch's end
+            self._evaluate_average(trainer, pl_module)
+            self._swap_out(pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.final == "average":
             self._evaluate_average(trainer, pl_module)
