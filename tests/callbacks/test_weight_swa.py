@@ -98,9 +98,15 @@ def test_each_validation_and_the_end_have_the_mean_of_the_epochs_ends(tmp_path):
 
 @pytest.mark.parametrize(
     ("start", "every", "taken"),
-    [("0.75dur", "1st", [12, 13, 14, 15, 16]), ("5st", "3st", [6, 9, 12, 15]), ("10%", "0.5ep", [2, 4, 6, 8, 10, 12, 14, 16])]
-    + [("0st", "5st", [5, 10, 15]), ("2.5ep", "1ep", [12, 16]), ("8st", "2.5st", [8, 10, 13, 15])],
-)  # fmt: skip
+    [
+        ("0.75dur", "1st", [12, 13, 14, 15, 16]),
+        ("5st", "3st", [6, 9, 12, 15]),
+        ("10%", "0.5ep", [2, 4, 6, 8, 10, 12, 14, 16]),
+        ("0st", "5st", [5, 10, 15]),
+        ("2.5ep", "1ep", [12, 16]),
+        ("8st", "2.5st", [8, 10, 13, 15]),
+    ],
+)
 def test_when_weights_are_taken(start, every, taken, tmp_path):
     net, raw, _ = fit(WeightSWA(start=start, every=every), tmp_path)
     assert_is_mean(state(net), [raw[step - 1] for step in taken])
