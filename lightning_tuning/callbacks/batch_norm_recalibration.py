@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -92,7 +94,7 @@ class BatchNormRecalibration(Callback):
 
 def _ends_here(trainer: Trainer) -> bool:
     """Whether the epoch that ends is the last one, as far as that is known."""
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-    epochs = trainer.max_epochs not in (None, -1) and loop.epoch_progress.current.processed >= (trainer.max_epochs or 0)
+    epochs = trainer.max_epochs not in (None, -1) and loop.epoch_progress.current.processed >= trainer.max_epochs
     return steps or epochs or (trainer.should_stop and loop._can_stop_early)
