@@ -60,7 +60,7 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     RobustAccuracy: CallbackSetting(lambda: RobustAccuracy(epsilon=0.1, steps=2), kind="watches"),
     TermGradients: CallbackSetting(lambda: TermGradients(every_n_steps=2), kind="watches"),
     WeightEMA: CallbackSetting(lambda: WeightEMA(decay=0.9, start="2st"), kind="steers"),
-    WeightSWA: CallbackSetting(lambda: WeightSWA(start="2st", every="1st", lr=0.02), kind="steers"),
+    WeightSWA: CallbackSetting(lambda: WeightSWA(start="1st", every="1st", lr=0.02), kind="steers"),
 }
 NO_ROW = {ExactResume}
 """Every row here trains with it."""
