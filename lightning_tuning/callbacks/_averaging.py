@@ -179,6 +179,10 @@ class AveragingCallback(CountedSteps):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.final == "average":
             self._evaluate_average(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.final == "average":  # a resumed run that had nothing left to train had no end of training
+            self._swap_in(pl_module)
         if self._average is not None:
             self._versions = self._average.versions()
 
