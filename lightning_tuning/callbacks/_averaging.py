@@ -169,7 +169,8 @@ class AveragingCallback(CountedSteps):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._raw_validation is not None and not trainer.sanity_checking:
             for name, value in self._raw_validation.metrics.items():
-                pl_module.log(f"{name}_raw", value, sync_dist=True)
+                base, loader, index = name.partition("/dataloader_idx_")
+                pl_module.log(f"{base}_raw{loader}{index}", value, sync_dist=True, add_dataloader_idx=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.buffers == "recompute" and self._average is not None:  # for the checkpoint of an epoch's end
