@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from lightning_tuning.errors import NoEffectError, check_choice
@@ -221,10 +222,10 @@ class AveragingCallback(CountedSteps):
             self._average = None
 
     @contextmanager
-    def averaged(self, pl_module: LightningModule) -> Iterator[None]:
+    def averaged(self, pl_module: LightningModule | None) -> Iterator[None]:
         """Within it the module carries the average, if there is one."""
         self._drop_if_outdated()
-        if self._average is None or self._average.is_in:
+        if pl_module is None or self._average is None or self._average.is_in:
             yield
             return
         self._swap_in(pl_module)
@@ -272,11 +273,10 @@ class AveragedState:
         self.strategy, self.callback = strategy, callback
 
     def __call__(self) -> dict[str, Any]:
-        module = self.strategy.lightning_module
-        if module is None:
-            return type(self.strategy).lightning_module_state_dict(self.strategy)
-        with self.callback.averaged(module):
-            return type(self.strategy).lightning_module_state_dict(self.strategy)
+        with self.callback.averaged(self.strategy.lightning_module):
+            state = type(self.strategy).lightning_module_state_dict(self.strategy)
+            # Shards are exchanged by copies, so what is in them now has to be kept.
+            return {name: value.clone() if isinstance(value, DTensor) else value for name, value in state.items()}
 
 
 def _state_of(strategy: Strategy) -> AveragingCallback | None:

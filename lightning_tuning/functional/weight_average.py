@@ -185,8 +185,9 @@ class WeightAverage:
         raw, self._raw = self._raw, None
         if raw is not None:
             with torch.inference_mode(False):
-                for name, tensor in self._live().items():
-                    self._exchange(name, tensor, raw[name].to(tensor))
+                live = self._live()
+                for name, before in raw.items():
+                    self._exchange(name, live[name], before.to(live[name]))
 
     def _exchange(self, name: str, tensor: Tensor, value: Tensor) -> Tensor:
         if isinstance(self._tensors.parameters.get(name), DTensor):  # FSDP keeps a view of a shard's memory
@@ -247,7 +248,7 @@ def _part(tensors: Trained, name: str, value: Tensor) -> Tensor:
 
 
 def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local().data if isinstance(tensor, DTensor) else tensor
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
