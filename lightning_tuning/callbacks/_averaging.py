@@ -150,7 +150,7 @@ class AveragingCallback(CountedSteps):
             self._average.update(self._decay(self._updates))
 
     def _begin(self, pl_module: LightningModule) -> None:
-        self._updates = 0
+        self._updates, self._recomputed = 0, -1
         self._average = WeightAverage(self._parts(pl_module), self.buffers == "recompute", self.offload)
 
     def _parts(self, pl_module: LightningModule) -> Trained:
@@ -250,7 +250,7 @@ class AveragingCallback(CountedSteps):
             return
         name = type(self).__name__
         state = checkpoint["callbacks"].get(self.state_key)
-        self._average, self._updates = None, 0
+        self._average, self._updates, self._recomputed = None, 0, -1
         if state is None:
             self._steps = checkpoint["global_step"]
             rank_zero_info(f"The checkpoint was written without {name}: the average begins with its weights.")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .averaging import ema_update_
 from .precision import at_least_float32_dtype
@@ -150,7 +149,7 @@ class WeightAverage:
         followed = self._tensors.parameters if self._held else self._averages
         self._moved = [self._averages[name] for name in followed]
         self._alike = all(_alike(self._averages[name], live[name]) for name in followed)
-        self._sharded = any(isinstance(p, DTensor) for p in self._tensors.parameters.values())
+        self._sharded = any(map(_is_shard, self._tensors.parameters.values()))
 
     def _live(self) -> dict[str, Tensor]:
         """The tensors as they are in this process."""
@@ -190,7 +189,7 @@ class WeightAverage:
                     self._exchange(name, live[name], before.to(live[name]))
 
     def _exchange(self, name: str, tensor: Tensor, value: Tensor) -> Tensor:
-        if isinstance(self._tensors.parameters.get(name), DTensor):  # FSDP keeps a view of a shard's memory
+        if _is_shard(self._tensors.parameters.get(name)):  # FSDP keeps a view of a shard's memory
             before = tensor.clone()
             tensor.copy_(value)
         else:
@@ -221,9 +220,11 @@ class WeightAverage:
         return [parameter._version for parameter in self._tensors.parameters.values()]
 
     def _whole(self, name: str, value: Tensor) -> Tensor:
-        like = self._tensors.parameters.get(name)
-        if not isinstance(like, DTensor):
+        like: Any = self._tensors.parameters.get(name)
+        if not _is_shard(like):
             return value
+        from torch.distributed.tensor import DTensor
+
         shards = DTensor.from_local(
             value.to(like.device), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
         )
@@ -241,14 +242,21 @@ def assign_(tensors: Trained, values: Mapping[str, Tensor]) -> None:
 
 def _part(tensors: Trained, name: str, value: Tensor) -> Tensor:
     """This process's shard of a whole tensor."""
-    like = tensors.parameters.get(name)
-    if not isinstance(like, DTensor):
+    like: Any = tensors.parameters.get(name)
+    if not _is_shard(like):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements).to_local()
 
 
 def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local().data if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local().data if _is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def _is_shard(tensor: Any) -> bool:
+    """Whether it is a DTensor. To import that class takes seconds, which nobody needs who has none."""
+    return hasattr(tensor, "placements")
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

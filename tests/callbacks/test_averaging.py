@@ -418,7 +418,7 @@ def test_strategies_with_weights_of_their_own_are_refused(tmp_path, monkeypatch)
 
 
 def test_a_module_that_trains_nothing_is_refused(tmp_path):
-    with pytest.raises(NoEffectError, match="^WeightEMA would do nothing: Host has no trained parameter"):
+    with pytest.raises(NoEffectError, match=r"^WeightEMA would do nothing: Host has no trained parameter"):
         fit(make().requires_grad_(False), [ema()], tmp_path)
 
 

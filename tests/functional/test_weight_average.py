@@ -109,7 +109,7 @@ def test_the_exchange_moves_pointers_and_touches_nothing_else():
     average.swap_out()
     average.swap_out()
     assert not average.is_in
-    assert {name: value.data_ptr() for name, value in net.state_dict().items()} == {n: p for n, (p, _) in before.items()}
+    assert {n: value.data_ptr() for n, value in net.state_dict().items()} == {n: p for n, (p, _) in before.items()}
     assert torch.equal(net.first.weight, raw)
     assert [*map(id, net.parameters())] == identities
     net.first(torch.ones(1, 3)).sum().backward()  # nothing became an inference tensor
