@@ -237,7 +237,7 @@ class AveragingCallback(CountedSteps):
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._steps, "updates": self._updates}
+        return {"steps": self._steps, "updates": self._updates, "recomputed": self._recomputed}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._drop_if_outdated()
@@ -255,7 +255,7 @@ class AveragingCallback(CountedSteps):
             self._steps = checkpoint["global_step"]
             rank_zero_info(f"The checkpoint was written without {name}: the average begins with its weights.")
             return
-        self._steps, self._updates = state["steps"], state["updates"]
+        self._steps, self._updates, self._recomputed = state["steps"], state["updates"], state["recomputed"]
         raw = state.pop("raw", None)  # Lightning would copy it once more
         if raw is not None:
             parts = parts_named(pl_module, raw)

@@ -63,8 +63,8 @@ class Measured(pl.Callback):
         self.losses.append(float(trainer.callback_metrics["val/loss"]))
 
 
-def train(folder, sharded, epochs=4, ckpt_path=None, distributed=False, keep=None):
-    net, measured, callback = Net(sharded), Measured(), WeightEMA(decay=0.8, start="2st")
+def train(folder, sharded, epochs=4, ckpt_path=None, distributed=False, keep=None, callback=None):
+    net, measured, callback = Net(sharded), Measured(), callback or WeightEMA(decay=0.8, start="2st")
     settings = {}
     if sharded:
         strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=distributed)
