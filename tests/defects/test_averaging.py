@@ -1,4 +1,4 @@
-"""What Lightning's WeightAveraging does wrong, and WeightEMA right. A test that fails here says that Lightning changed."""
+"""What Lightning's WeightAveraging does wrong and WeightEMA right. A test that fails says that Lightning changed."""
 
 from __future__ import annotations
 
