@@ -1,11 +1,11 @@
-"""Cost of an average's update and of its exchange with the weights, against the memory's bandwidth and others' averages.
+"""Cost of an average's update and of its exchange with the weights, against the memory's bandwidth and other averages.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/averaging_cost.py [--rounds 25]
 
 Each round runs every variant once (small modules: several times), one after the other, in process CPU time; printed are
-the median and the quartiles of the ratio to the round's floor. The floor of an update is the same arithmetic on one flat
-tensor of as many numbers; the floor of an exchange is ours. Modules have the shapes of ResNet-50 and ViT-B/16. timm is
-compared where it is installed; of it one file is loaded.
+the median and the quartiles of the ratio to the round's floor. The floor of an update is the same arithmetic on one
+flat tensor of as many numbers; the floor of an exchange is ours. Modules have the shapes of ResNet-50 and ViT-B/16.
+timm is compared where it is installed; of it one file is loaded.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def timm_average(net: nn.Module) -> Callable[[], Any] | None:
     if package is None or package.origin is None:
         return None
     spec = importlib.util.spec_from_file_location("model_ema", Path(package.origin).parent / "utils" / "model_ema.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     file = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(file)
     average = file.ModelEmaV3(net, decay=DECAY)
