@@ -79,6 +79,7 @@ _HOME = {
     "callbacks": (
         "AdaptiveGradientClipping",
         "AutoClip",
+        "BatchNormRecalibration",
         "ExactResume",
         "GradientCentralization",
         "GradientNoise",
@@ -87,6 +88,8 @@ _HOME = {
         "RobustAccuracy",
         "Schedule",
         "TermGradients",
+        "WeightEMA",
+        "WeightSWA",
     ),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier", "MultiLabelClassifier", "Regressor"),
     "data": ("ArrayDataModule", "DigitsDataModule"),

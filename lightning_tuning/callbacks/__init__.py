@@ -2,6 +2,7 @@
 
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
+from .batch_norm_recalibration import BatchNormRecalibration
 from .exact_resume import ExactResume
 from .gradient_centralization import GradientCentralization
 from .gradient_noise import GradientNoise
@@ -10,10 +11,13 @@ from .monitor_check import MonitorCheck
 from .robust_accuracy import RobustAccuracy
 from .schedule import Schedule
 from .term_gradients import TermGradients
+from .weight_ema import WeightEMA
+from .weight_swa import WeightSWA
 
 __all__ = [
     "AdaptiveGradientClipping",
     "AutoClip",
+    "BatchNormRecalibration",
     "ExactResume",
     "GradientCentralization",
     "GradientNoise",
@@ -22,4 +26,6 @@ __all__ = [
     "RobustAccuracy",
     "Schedule",
     "TermGradients",
+    "WeightEMA",
+    "WeightSWA",
 ]

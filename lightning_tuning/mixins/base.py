@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import TermWatch, without_graph
 from lightning_tuning.timing.durations import Duration
+from lightning_tuning.timing.step_hook import after_each_step
 
 from .adjusting import adjustable, check_adjusted, configured, configured_techniques, why_fixed
 from .arguments import check_arguments, given_at_load
 from .composition import check_composition, check_not_pytorch_lightning, hosts_of, members, own_arguments, techniques_of
 from .plan import Cost, check_plan, plan
 from .ramps import parse_ramp
-from .step_hook import after_each_step
 from .step_state import StepState
 from .teachers import note_class
 from .terms import term_log

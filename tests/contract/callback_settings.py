@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning_tuning.callbacks import (
     AdaptiveGradientClipping,
     AutoClip,
+    BatchNormRecalibration,
     ExactResume,
     GradientCentralization,
     GradientNoise,
@@ -19,6 +20,8 @@ from lightning_tuning.callbacks import (
     RobustAccuracy,
     Schedule,
     TermGradients,
+    WeightEMA,
+    WeightSWA,
 )
 
 
@@ -52,11 +55,14 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
         terms=("train/auto_clip", "train/auto_clip_norm"),
     ),
     GradientNoise: CallbackSetting(lambda: GradientNoise(seed=5), stateful=True, terms=("train/gradient_noise",)),
+    BatchNormRecalibration: CallbackSetting(lambda: BatchNormRecalibration(batches=3), kind="steers"),
     GradientNorm: CallbackSetting(GradientNorm, kind="watches"),
     MonitorCheck: CallbackSetting(MonitorCheck, kind="watches"),
     RobustAccuracy: CallbackSetting(lambda: RobustAccuracy(epsilon=0.1, steps=2), kind="watches"),
     Schedule: CallbackSetting(lambda: Schedule(warmup="2st", layer_decay=0.8), kind="steers"),
     TermGradients: CallbackSetting(lambda: TermGradients(every_n_steps=2), kind="watches"),
+    WeightEMA: CallbackSetting(lambda: WeightEMA(decay=0.9, start="2st"), kind="steers"),
+    WeightSWA: CallbackSetting(lambda: WeightSWA(start="1st", every="1st", lr=0.02), kind="steers"),
 }
 NO_ROW = {ExactResume}
 """Every row here trains with it."""

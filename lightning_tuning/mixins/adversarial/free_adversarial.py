@@ -22,7 +22,7 @@ from lightning_tuning.mixins.families import alternatives
 from lightning_tuning.mixins.kept import metrics_kept
 from lightning_tuning.mixins.perturbable import Perturbable
 from lightning_tuning.mixins.plan import Cost
-from lightning_tuning.mixins.step_hook import after_each_step
+from lightning_tuning.timing.step_hook import after_each_step
 
 _NAME = "FreeAdversarialMixin"
 _STATE_KEY = "free_adversarial_deltas"
