@@ -1,5 +1,6 @@
 """What reads or edits gradients, weights, learning rates or the decision to stop."""
 
+from .activation_health import ActivationHealth
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .exact_resume import ExactResume
@@ -11,6 +12,7 @@ from .robust_accuracy import RobustAccuracy
 from .term_gradients import TermGradients
 
 __all__ = [
+    "ActivationHealth",
     "AdaptiveGradientClipping",
     "AutoClip",
     "ExactResume",

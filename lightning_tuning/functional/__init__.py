@@ -60,6 +60,7 @@ from .samples import of_samples, random_directions, sample_norms, unit_samples
 from .scaling import step_was_skipped
 from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
+from .unit_health import idle_units, off_below, run_lengths, saturated, variation
 from .virtual_adversarial import fisher_product, softmax_curvature
 
 __all__ = [
@@ -115,6 +116,7 @@ __all__ = [
     "half_squared_distance",
     "half_squared_norm",
     "hard",
+    "idle_units",
     "in_inputs",
     "in_pixels",
     "init_weight_",
@@ -134,6 +136,7 @@ __all__ = [
     "mixmatch_loss",
     "noise_std",
     "of_samples",
+    "off_below",
     "orthogonality",
     "paste",
     "perturbation_norms",
@@ -144,10 +147,12 @@ __all__ = [
     "ramp_factor",
     "random_directions",
     "rotate_quarters",
+    "run_lengths",
     "sam_ascent",
     "sample_beta",
     "sample_box",
     "sample_norms",
+    "saturated",
     "self_adaptive_thresholds",
     "set_rng_state",
     "sharpen",
@@ -167,6 +172,7 @@ __all__ = [
     "truncated_gaussian",
     "unit_norms",
     "unit_samples",
+    "variation",
     "weight_noise",
     "without_graph",
 ]
