@@ -34,6 +34,8 @@ class Place:
     """Scalars by name."""
     idle: Tensor | None = None
     """Which units no sample switched on, ``[C]``; None for a layer with weights."""
+    largest_weight: Tensor | None = None
+    """In magnitude; not finite if any weight is not."""
 
 
 def has_weights(layer: nn.Module) -> bool:
@@ -181,6 +183,8 @@ class ActivationLook:
         values, wide = place.values, _wide(output)
         values["std"], values["mean"] = torch.std_mean(wide, correction=0)
         values["variation"] = variation(wide)
+        if weights := [p.detach() for p in place.layer.parameters()]:
+            place.largest_weight = torch.stack([p.abs().max() for p in weights]).max()
         if not is_activation(place.layer):
             return
         if (ends := saturated(place.layer, output)) is not None:

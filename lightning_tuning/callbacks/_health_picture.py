@@ -15,7 +15,7 @@ _PANELS: dict[str, tuple[str, dict[str, Any]]] = {
     "saturated": ("share of saturated outputs", {"cmap": "Reds", "vmin": 0, "vmax": 1}),
     "variation": ("share of the output that depends on the input, log10", {"cmap": "Reds_r", "vmin": -4, "vmax": 0}),
     "std": ("standard deviation of the outputs, log10", {"cmap": "coolwarm", "vmin": -4, "vmax": 4}),
-    "gradient": ("RMS of the weight gradient, log10", {"cmap": "viridis"}),
+    "gradient": ("RMS of the weight gradient, log10", {"cmap": "viridis", "vmin": -8, "vmax": 0}),
 }
 _MOST_LABELS = 40
 
@@ -52,9 +52,8 @@ def _draw_panel(axes: Axes, metric: str, steps: Sequence[int], layers: Mapping[s
     title, style = _PANELS[metric]
     values = np.array(list(layers.values()), dtype=float)
     if "log10" in title:
-        # Zero lies below everything that can be shown.
         with np.errstate(divide="ignore", invalid="ignore"):
-            values = np.where(values == 0, style.get("vmin", np.nan), np.log10(values))
+            values = np.where(values == 0, style["vmin"], np.log10(values))
     # Each look's column reaches to the next look.
     width = steps[-1] - steps[-2] if len(steps) > 1 else 1
     edges = [*steps, steps[-1] + width]

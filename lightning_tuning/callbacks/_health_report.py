@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ class Reading:
     layers: Sequence[Layer]
     values: Mapping[str, float]
     """By ``<metric>/<layer>``; of the whole network ``gradient_norm`` and ``gradient_ratio``."""
-    broken: str | None = None
-    """The first parameter that is not finite, where outputs are not."""
+    broken: Collection[str] = ()
+    """The layers whose weights are not finite."""
 
     def of(self, metric: str, layer: Layer) -> float:
         return self.values.get(f"{metric}/{layer.name}", math.nan)
@@ -97,14 +97,12 @@ class Report:
         if bad is None or not self.memory.is_news("not_finite", 0.0):
             return None
         text = f"The outputs of {bad} are not finite at step {reading.step}"
-        if reading.broken is not None:
-            return (
-                f"{text}, for an earlier step has made {reading.broken} so; {_CALM_STEPS} (trainer.gradient_clip_val)."
-            )
+        if bad.name in reading.broken:
+            return f"{text}, for an earlier step made its weights so; {_CALM_STEPS} (trainer.gradient_clip_val)."
         if bad is known[0]:
-            return f"{text}, though all weights are; look for NaN and infinite values in the inputs."
+            return f"{text}, though its weights are; look for NaN and infinite values in the inputs."
         return (
-            f"{text}, though all weights and the outputs before are; what it computes overflows: train in bf16-mixed "
+            f"{text}, though its weights and the outputs before are; what it computes overflows: train in bf16-mixed "
             "or float32 in place of fp16, or put a norm layer in front of it."
         )
 
@@ -238,7 +236,7 @@ class Report:
         if not growth > self.limits.max_growth or not self.memory.is_news("gradient", math.log10(growth) / 2):
             return None
         return (
-            f"The gradient explodes: its norm is {now:.1e} at step {reading.step}, {growth:.2g} times what it was; "
+            f"The gradient explodes: its norm is {now:.1e} at step {reading.step}, {growth:.3g} times what it was; "
             f"{_CALM_STEPS} (trainer.gradient_clip_val, or the callback AutoClip)."
         )
 
@@ -255,7 +253,7 @@ class Report:
         first = next(iter(news))
         return (
             f"{first}: the activations explode: their RMS is {reading.size(first):.1e} at step {reading.step}, "
-            f"{growths[first]:.2g} times what it was{_others(news, first)}; {_CALM_STEPS} (trainer.gradient_clip_val), "
+            f"{growths[first]:.3g} times what it was{_others(news, first)}; {_CALM_STEPS} (trainer.gradient_clip_val), "
             "bound the weights (max_norm_bound), or add norm layers."
         )
 

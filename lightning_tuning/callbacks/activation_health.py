@@ -97,6 +97,7 @@ class ActivationHealth(Callback):
         self._looks = self._looks_drawn = 0
         self._report = Report(self._limits)
         self._idle_runs: dict[str, Tensor] = {}
+        self._stride = 1
         self._look_steps: list[int] = []
         self._series: dict[str, list[float]] = {}
 
@@ -202,7 +203,7 @@ class ActivationHealth(Callback):
             return False, self._blind(module)
         known = self._idle_runs
         idle_runs = {p.name: run_lengths(known.get(p.name), p.idle) for p in places if p.idle is not None}
-        reading = self._read(module, places, idle_runs)
+        reading = self._read(places, idle_runs)
         sentence = self._report.not_finite(reading)
         if not self._stepped:
             return False, [sentence] if sentence else []
@@ -221,31 +222,35 @@ class ActivationHealth(Callback):
             "compiled: leave the model as it is while you look at it, or remove the callback."
         ]
 
-    def _read(self, module: LightningModule, places: Sequence[Place], idle_runs: Mapping[str, Tensor]) -> Reading:
+    def _read(self, places: Sequence[Place], idle_runs: Mapping[str, Tensor]) -> Reading:
         scalars = {f"{metric}/{place.name}": value for place in places for metric, value in place.values.items()}
         for name, runs in idle_runs.items():
             scalars[f"dead/{name}"] = runs.ge(self._limits.window).float().mean()
         scalars |= self._gradients
+        scalars |= {f"weight/{p.name}": p.largest_weight for p in places if p.largest_weight is not None}
         device = next(iter(scalars.values())).device
         numbers: list[float] = torch.stack([value.to(device).float() for value in scalars.values()]).tolist()
         values = dict(zip(scalars, numbers, strict=True))  # one wait for the device
+        weights = {place.name: values.pop(f"weight/{place.name}", 0.0) for place in places}
         profile = [values[name] for p in places if (name := f"gradient/{p.name}") in values]
         if len(profile) > 1 and profile[-1] > 0:
             values["gradient_ratio"] = profile[0] / profile[-1]
         layers = [Layer(p.name, type(p.layer).__name__, is_activation(p.layer), has_weights(p.layer)) for p in places]
-        broken = None
-        if not all(math.isfinite(value) for name, value in values.items() if name.startswith("std/")):
-            broken = next((name for name, p in module.named_parameters() if not torch.isfinite(p).all()), None)
-        return Reading(self._steps, layers, values, broken)
+        return Reading(
+            self._steps, layers, values, [name for name, value in weights.items() if not math.isfinite(value)]
+        )
 
     def _keep(self, reading: Reading) -> None:
-        """Add the look to those that are drawn; of very many, every second one is left out."""
+        """Add the look to those that are drawn: all, or of very many every 2nd, 4th, ..."""
+        if self._looks % self._stride:
+            return
         for name in reading.values:
             self._series.setdefault(name, [math.nan] * len(self._look_steps))
         for name, values in self._series.items():
             values.append(reading.values.get(name, math.nan))
         self._look_steps.append(reading.step)
         if len(self._look_steps) > _MOST_LOOKS:
+            self._stride *= 2
             self._look_steps = self._look_steps[::2]
             self._series = {name: values[::2] for name, values in self._series.items()}
 
@@ -257,6 +262,7 @@ class ActivationHealth(Callback):
             "looks": self._looks,
             "report": self._report.state(),
             "idle_runs": {name: runs.cpu() for name, runs in self._idle_runs.items()},
+            "stride": self._stride,
             "look_steps": list(self._look_steps),
             "series": {name: torch.tensor(values, dtype=torch.float64) for name, values in self._series.items()},
         }
@@ -265,5 +271,5 @@ class ActivationHealth(Callback):
         self._steps, self._looks, self._looks_drawn = state_dict["steps"], state_dict["looks"], 0
         self._report.load(state_dict["report"])
         self._idle_runs = dict(state_dict["idle_runs"])
-        self._look_steps = list(state_dict["look_steps"])
+        self._stride, self._look_steps = state_dict["stride"], list(state_dict["look_steps"])
         self._series = {name: values.tolist() for name, values in state_dict["series"].items()}
