@@ -30,6 +30,8 @@ class Place:
     layer: nn.Module
     order: int
     """Which call of all it was."""
+    dtype: torch.dtype
+    """Of its outputs."""
     values: dict[str, Tensor] = field(default_factory=dict)
     """Scalars by name."""
     idle: Tensor | None = None
@@ -172,7 +174,7 @@ class ActivationLook:
             self._saw_weights |= has_weights(layer)
             current = self._passes[torch.is_grad_enabled()]
             if (place_name := current.next_name(name, layer)) is not None:
-                place = current.places[place_name] = Place(place_name, layer, self._order)
+                place = current.places[place_name] = Place(place_name, layer, self._order, output.dtype)
                 self._order += 1
                 with torch.no_grad():
                     self._measure(place, output, inputs)

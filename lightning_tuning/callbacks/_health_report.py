@@ -50,6 +50,8 @@ class Reading:
     """By ``<metric>/<layer>``; of the whole network ``gradient_norm`` and ``gradient_ratio``."""
     broken: Collection[str] = ()
     """The layers whose weights are not finite."""
+    half: Collection[str] = ()
+    """The layers whose outputs are of fp16."""
 
     def of(self, metric: str, layer: Layer) -> float:
         return self.values.get(f"{metric}/{layer.name}", math.nan)
@@ -57,6 +59,10 @@ class Reading:
     def size(self, layer: Layer) -> float:
         """Root mean square of what the layer returned."""
         return math.hypot(self.of("mean", layer), self.of("std", layer))
+
+    def first_not_finite(self) -> Layer | None:
+        known = (layer for layer in self.layers if f"std/{layer.name}" in self.values)
+        return next((layer for layer in known if not math.isfinite(self.size(layer))), None)
 
     def hidden(self, only: Callable[[Layer], bool]) -> list[Layer]:
         """The layers between the first and the last one with weights."""
@@ -90,21 +96,22 @@ class Report:
         self.memory.load(state)
         self.steps, self.first_step = list(state["steps"])[-self.limits.window :], state["first_step"]
 
-    def not_finite(self, reading: Reading) -> str | None:
-        """The sentence about the first layer whose outputs are not finite."""
-        known = [x for x in reading.layers if f"std/{x.name}" in reading.values]
-        bad = next((x for x in known if not math.isfinite(reading.size(x))), None)
+    def not_finite(self, reading: Reading) -> list[str]:
+        """The sentence about the first layer whose outputs are not finite, if there is one to tell of."""
+        bad = reading.first_not_finite()
         if bad is None or not self.memory.is_news("not_finite", 0.0):
-            return None
+            return []
         text = f"The outputs of {bad} are not finite at step {reading.step}"
         if bad.name in reading.broken:
-            return f"{text}, for an earlier step made its weights so; {_CALM_STEPS} (trainer.gradient_clip_val)."
-        if bad is known[0]:
-            return f"{text}, though its weights are; look for NaN and infinite values in the inputs."
-        return (
-            f"{text}, though its weights and the outputs before are; what it computes overflows: train in bf16-mixed "
-            "or float32 in place of fp16, or put a norm layer in front of it."
-        )
+            return [f"{text}, for an earlier step made its weights so; {_CALM_STEPS} (trainer.gradient_clip_val)."]
+        if bad is reading.layers[0]:
+            return [f"{text}, though its weights are; look for NaN and infinite values in the inputs."]
+        text = f"{text}, though its weights and the outputs before are"
+        if bad.name in reading.half:
+            return [
+                f"{text}; what it computes overflows fp16: train in bf16-mixed, or put a norm layer in front of it."
+            ]
+        return [f"{text}; the network has diverged: {_CALM_STEPS} (trainer.gradient_clip_val)."]
 
     def examine(self, reading: Reading, earlier: Mapping[str, Sequence[float]]) -> list[str]:
         """The sentences about a look.
@@ -113,6 +120,8 @@ class Report:
             reading: The look.
             earlier: The values of the earlier looks by the names of ``reading.values``, oldest first; NaN for none.
         """
+        if reading.first_not_finite() is not None:
+            return self.not_finite(reading)  # what else is wrong follows from it
         self.steps = [*self.steps, reading.step][-self.limits.window :]
         if self.first_step is None:
             self.first_step = reading.step

@@ -204,13 +204,12 @@ class ActivationHealth(Callback):
         known = self._idle_runs
         idle_runs = {p.name: run_lengths(known.get(p.name), p.idle) for p in places if p.idle is not None}
         reading = self._read(places, idle_runs)
-        sentence = self._report.not_finite(reading)
         if not self._stepped:
-            return False, [sentence] if sentence else []
+            return False, self._report.not_finite(reading)
         self._idle_runs |= idle_runs
         logged: Any = {f"health/{name}": value for name, value in reading.values.items()}
         trainer._logger_connector.log_metrics(logged)
-        sentences = [sentence] if sentence else self._report.examine(reading, self._series)
+        sentences = self._report.examine(reading, self._series)
         self._keep(reading)
         return True, sentences
 
@@ -236,9 +235,8 @@ class ActivationHealth(Callback):
         if len(profile) > 1 and profile[-1] > 0:
             values["gradient_ratio"] = profile[0] / profile[-1]
         layers = [Layer(p.name, type(p.layer).__name__, is_activation(p.layer), has_weights(p.layer)) for p in places]
-        return Reading(
-            self._steps, layers, values, [name for name, value in weights.items() if not math.isfinite(value)]
-        )
+        broken = [name for name, value in weights.items() if not math.isfinite(value)]
+        return Reading(self._steps, layers, values, broken, [p.name for p in places if p.dtype == torch.float16])
 
     def _keep(self, reading: Reading) -> None:
         """Add the look to those that are drawn: all, or of very many every 2nd, 4th, ..."""

@@ -484,6 +484,26 @@ def test_a_look_whose_step_the_scaler_skipped_is_repeated_and_advances_nothing(t
     assert health.state_dict()["steps"] == 7
 
 
+class Huge(nn.Linear):
+    """Overflows fp16, but not float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1e5
+
+
+def test_an_overflow_of_fp16_is_told_though_the_scaler_skips_each_step(tmp_path):
+    health = Kept(2)
+    made = quiet_trainer(tmp_path, precision="16-mixed", max_epochs=1, callbacks=[health])
+    torch.manual_seed(0)
+    made.fit(Net(nn.Linear(4, 6), nn.ReLU(), Huge(6, 6)), data())
+    (sentence,) = health.told
+    assert sentence.startswith(
+        "The outputs of net.2 (Huge) are not finite at step 0, though its weights and the outputs"
+    )
+    assert "overflows fp16" in sentence
+    assert health.state_dict()["steps"] == 0
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_gradients_are_unscaled_under_fp16(fused, tmp_path):
     values = []

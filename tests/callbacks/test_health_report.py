@@ -43,13 +43,12 @@ class Looks:
         self.report, self.kind, self.depth = Report(limits), kind, depth
         self.series, self.step = {}, 0
 
-    def __call__(self, times=1, broken=(), **changes):
+    def __call__(self, times=1, broken=(), half=(), **changes):
         told = []
         for _ in range(times):
             values = healthy(self.kind, self.depth, **changes)
-            reading = Reading(self.step, layers(self.kind, self.depth), values, broken)
-            sentence = self.report.not_finite(reading)
-            told += [sentence] if sentence else self.report.examine(reading, self.series)
+            reading = Reading(self.step, layers(self.kind, self.depth), values, broken, half)
+            told += self.report.examine(reading, self.series)
             for name, value in values.items():
                 self.series.setdefault(name, []).append(value)
             self.step += 10
@@ -234,15 +233,21 @@ def test_the_first_outputs_that_are_not_finite():
     (sentence,) = looks(**NAN, act1__dead=1.0)  # and nothing else is said of such a look
     assert sentence == (
         "The outputs of linear1 (Linear) are not finite at step 20, though its weights and the outputs before are; "
-        "what it computes overflows: train in bf16-mixed or float32 in place of fp16, or put a norm layer in front of "
-        "it."
+        "the network has diverged: lower the learning rate, let it rise by warmup_steps, or clip the gradient "
+        "(trainer.gradient_clip_val)."
+    )
+    assert looks(3, **NAN, act0__dead=1.0) == []  # what else is wrong follows from it
+    assert looks.report.steps == [0, 10]
+    (sentence,) = Looks()(half=["linear1"], **NAN)
+    assert sentence.endswith(
+        "; what it computes overflows fp16: train in bf16-mixed, or put a norm layer in front of it."
     )
     (sentence,) = Looks()(broken=["linear1", "linear2"], **NAN)
     assert sentence == (
         "The outputs of linear1 (Linear) are not finite at step 0, for an earlier step made its weights so; lower the "
         "learning rate, let it rise by warmup_steps, or clip the gradient (trainer.gradient_clip_val)."
     )
-    assert "overflows" in Looks()(broken=["linear2"], **NAN)[0]
+    assert "diverged" in Looks()(broken=["linear2"], half=["linear2"], **NAN)[0]
     (sentence,) = Looks()(**NAN, linear0__mean=math.inf)
     assert sentence.endswith("though its weights are; look for NaN and infinite values in the inputs.")
 
