@@ -185,7 +185,7 @@ class ActivationLook:
         values, wide = place.values, _wide(output)
         values["std"], values["mean"] = torch.std_mean(wide, correction=0)
         values["variation"] = variation(wide)
-        if weights := [p.detach() for p in place.layer.parameters()]:
+        if weights := [p.detach() for p in place.layer.parameters() if _is_plain(p)]:
             place.largest_weight = torch.stack([p.abs().max() for p in weights]).max()
         if not is_activation(place.layer):
             return
@@ -211,8 +211,12 @@ def _first_tensor(output: Any) -> Any:
 
 
 def _is_readable(value: Any) -> bool:
-    is_plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
-    return is_plain and value.is_floating_point() and value.ndim >= 2 and value.numel() > 0
+    return _is_plain(value) and value.is_floating_point() and value.ndim >= 2
+
+
+def _is_plain(value: Any) -> bool:
+    """Not one that is spread over processes, whose sum all of them would have to ask for."""
+    return type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.numel() > 0
 
 
 def _wide(value: Tensor) -> Tensor:

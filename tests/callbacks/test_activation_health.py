@@ -101,6 +101,9 @@ class Kept(ActivationHealth):
         self.pictures: list[int] = []
 
 
+REAL = {name: getattr(activation_health, name) for name in ("diagnose", "save_picture")}
+
+
 @pytest.fixture(autouse=True)
 def nothing_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def owner(trainer: Trainer) -> Kept | None:
@@ -695,6 +698,29 @@ def test_pictures_are_drawn_after_validations_ever_more_rarely_and_at_the_end():
     made.fit(Validated(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6)), data(), data())
     drawn = [1, 2, 3, 4, 5, 7, 9, 12, 15]  # each the first that is 1.25 of the one before
     assert health.pictures == [*drawn, 18]
+
+
+def test_two_processes_write_one_diagnosis_and_one_picture(tmp_path, monkeypatch):
+    class Dying(Callback):
+        """Switches the units off on the first process alone: what is told is of its batch."""
+
+        def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
+            if trainer.is_global_zero:
+                module.net[0].bias.data.fill_(-99.0)
+
+    for name, function in REAL.items():
+        monkeypatch.setattr(activation_health, name, function)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = quiet_trainer(
+            tmp_path, max_epochs=1, strategy="ddp_fork", devices=2, callbacks=[ActivationHealth(1), Dying()]
+        )
+        made.fit(linear_net(nn.ReLU(), lr=0.0), data())
+    (line,) = (tmp_path / "diagnosis.txt").read_text().splitlines()
+    assert line.startswith(
+        "Step 3, epoch 0: net.1 (ReLU): 100% of the units have been zero for every sample since step 0;"
+    )
+    assert (tmp_path / "activation_health.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_heat_maps_show_each_value_at_its_layer_and_step():
