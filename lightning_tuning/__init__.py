@@ -77,6 +77,7 @@ _HOME = {
         "OrthogonalMixin",
     ),
     "callbacks": (
+        "ActivationHealth",
         "AdaptiveGradientClipping",
         "AutoClip",
         "BatchNormRecalibration",

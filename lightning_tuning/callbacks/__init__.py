@@ -1,5 +1,6 @@
 """What reads or edits gradients, weights, learning rates or the decision to stop."""
 
+from .activation_health import ActivationHealth
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
@@ -15,6 +16,7 @@ from .weight_ema import WeightEMA
 from .weight_swa import WeightSWA
 
 __all__ = [
+    "ActivationHealth",
     "AdaptiveGradientClipping",
     "AutoClip",
     "BatchNormRecalibration",

@@ -64,6 +64,7 @@ from .scaling import step_was_skipped
 from .soup import StateMean, greedy_soup, uniform_soup
 from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
+from .unit_health import idle_units, off_below, run_lengths, saturated, variation
 from .virtual_adversarial import fisher_product, softmax_curvature
 from .weight_average import Trained, WeightAverage, assign_, parts_named, trained_parts
 
@@ -128,6 +129,7 @@ __all__ = [
     "half_squared_distance",
     "half_squared_norm",
     "hard",
+    "idle_units",
     "in_inputs",
     "in_pixels",
     "init_weight_",
@@ -147,6 +149,7 @@ __all__ = [
     "mixmatch_loss",
     "noise_std",
     "of_samples",
+    "off_below",
     "orthogonality",
     "parts_named",
     "paste",
@@ -164,10 +167,12 @@ __all__ = [
     "random_directions",
     "recalibrate_batch_norm",
     "rotate_quarters",
+    "run_lengths",
     "sam_ascent",
     "sample_beta",
     "sample_box",
     "sample_norms",
+    "saturated",
     "self_adaptive_thresholds",
     "set_rng_state",
     "sharpen",
@@ -191,6 +196,7 @@ __all__ = [
     "uniform_soup",
     "unit_norms",
     "unit_samples",
+    "variation",
     "weight_noise",
     "without_graph",
 ]

@@ -43,7 +43,8 @@ def read_series(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
 
 
 def panel_of(key: str) -> str | None:
-    """The panel that a metric is drawn in; None for a metric of the test, which is a number and not a curve.
+    """The panel that a metric is drawn in; None for a metric of the test, which is a number and not a curve, and for
+    those of ActivationHealth, which has a picture of its own.
 
     Example:
         >>> [panel_of(k) for k in ("train/loss_step", "val/loss", "lr-SGD", "grad_norm/total", "train/rdrop_epoch")]
@@ -51,7 +52,7 @@ def panel_of(key: str) -> str | None:
         >>> [panel_of(k) for k in ("term_gradient/task", "term_gradient/fixmatch", "term_cosine/fixmatch")]
         ['gradient of each term', 'gradient of each term', "cosine to the task's gradient"]
     """
-    if re.match(r"test[/_]", key):
+    if re.match(r"test[/_]|health/", key):
         return None
     if key.startswith("lr-"):
         return "learning rate"

@@ -9,6 +9,7 @@ from typing import Literal
 from lightning.pytorch import Callback
 
 from lightning_tuning.callbacks import (
+    ActivationHealth,
     AdaptiveGradientClipping,
     AutoClip,
     BatchNormRecalibration,
@@ -56,6 +57,7 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     ),
     GradientNoise: CallbackSetting(lambda: GradientNoise(seed=5), stateful=True, terms=("train/gradient_noise",)),
     BatchNormRecalibration: CallbackSetting(lambda: BatchNormRecalibration(batches=3), kind="steers"),
+    ActivationHealth: CallbackSetting(lambda: ActivationHealth(every_n_steps=2), kind="watches"),
     GradientNorm: CallbackSetting(GradientNorm, kind="watches"),
     MonitorCheck: CallbackSetting(MonitorCheck, kind="watches"),
     RobustAccuracy: CallbackSetting(lambda: RobustAccuracy(epsilon=0.1, steps=2), kind="watches"),
