@@ -58,6 +58,7 @@ from .ramp import ramp_factor
 from .rng import RngState, get_rng_state, set_rng_state
 from .samples import of_samples, random_directions, sample_norms, unit_samples
 from .scaling import step_was_skipped
+from .spike import spike_threshold
 from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
 from .virtual_adversarial import fisher_product, softmax_curvature
@@ -158,6 +159,7 @@ __all__ = [
     "softmax_curvature",
     "softmax_focal",
     "spectral_norm",
+    "spike_threshold",
     "squared_difference",
     "squares",
     "start_of",
