@@ -121,7 +121,8 @@ def _samples(trainer: Trainer, batch: SeenBatch) -> Any:
 
 
 def _drawn(loader: Any, step: int) -> Any:
-    sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    sampler: Any = getattr(loader, "sampler", None)
+    batches = getattr(loader, "batch_sampler", None)
     if hasattr(sampler, "indices_at"):
         drawn = sampler.indices_at(step % len(sampler))
         return drawn if len(drawn) > 1 else next(iter(drawn.values()))

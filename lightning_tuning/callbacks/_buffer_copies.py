@@ -20,8 +20,8 @@ class BufferCopies:
     """Copies of a module's buffers, such as batch norm's statistics, which a forward pass changes.
 
     Only what may have changed since the last copy is copied, by the counter of changes that each tensor has. Torch's
-    batch norm moves its running statistics past that counter, so vectors are always copied. States that advance with the optimizer are left out: they take
-    care of themselves.
+    batch norm moves its running statistics past that counter, so vectors are always copied. States that advance with
+    the optimizer are left out: they take care of themselves.
 
     Args:
         module: Whose buffers.

@@ -34,8 +34,9 @@ def put_back(snapshot: dict[str, Any], trainer: Trainer) -> None:
         groups = optimizer.param_groups  # schedules and callbacks may hold them
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         optimizer.param_groups = groups
-    if hasattr(module, "on_rewind"):
-        module.on_rewind()
+    tell = getattr(module, "on_rewind", None)
+    if callable(tell):
+        tell()
 
 
 def _tensors(module: LightningModule) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ class StepGate:
         gate = vars(trainer.precision_plugin).get("optimizer_step")
         if not isinstance(gate, cls):
             gate = cls(trainer)
-            trainer.precision_plugin.optimizer_step = gate  # type: ignore[method-assign]
+            vars(trainer.precision_plugin)["optimizer_step"] = gate
         return gate
 
     def leave(self, guard: Guard) -> None:

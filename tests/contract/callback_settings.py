@@ -12,11 +12,13 @@ from lightning_tuning.callbacks import (
     AdaptiveGradientClipping,
     AutoClip,
     ExactResume,
+    FiniteGuard,
     GradientCentralization,
     GradientNoise,
     GradientNorm,
     MonitorCheck,
     RobustAccuracy,
+    SpikeGuard,
     TermGradients,
 )
 
@@ -54,6 +56,8 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     GradientNorm: CallbackSetting(GradientNorm, kind="watches"),
     MonitorCheck: CallbackSetting(MonitorCheck, kind="watches"),
     RobustAccuracy: CallbackSetting(lambda: RobustAccuracy(epsilon=0.1, steps=2), kind="watches"),
+    FiniteGuard: CallbackSetting(lambda: FiniteGuard(action="rewind", rewind_every=3), kind="steers"),
+    SpikeGuard: CallbackSetting(lambda: SpikeGuard(watch="both", sigma=1.0, window=4, warmup=2), kind="steers"),
     TermGradients: CallbackSetting(lambda: TermGradients(every_n_steps=2), kind="watches"),
 }
 NO_ROW = {ExactResume}
