@@ -41,8 +41,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; default: those of the process.
 
     Returns:
-        The exit code: 0 done, 2 the user can mend it (one message, no traceback unless ``--debug``), 130 Ctrl-C, 143
-        SIGTERM. Any other error is raised, so that it leaves its traceback and the code 1.
+        The exit code: 0 done, 2 the user can mend it (one message, no traceback unless ``--debug``), 3 a guard stopped
+        the training (likewise), 130 Ctrl-C, 143 SIGTERM. Any other error is raised, so that it leaves its traceback
+        and the code 1.
     """
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
@@ -59,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"lightning-tuning: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code if isinstance(error, TuningError) else 2
     except RuntimeError as error:
         if debug or not (message := _explained(str(error))):
             raise

@@ -11,6 +11,9 @@ from numbers import Integral
 class TuningError(Exception):
     """Base of the errors that the user can mend from the message alone."""
 
+    exit_code = 2
+    """What the command line ends with."""
+
 
 class InvalidValueError(TuningError, ValueError):
     """An argument's value is not allowed."""
@@ -22,6 +25,12 @@ class CompositionError(TuningError, TypeError):
 
 class NoEffectError(TuningError):
     """A technique is switched on, but can change nothing in this model."""
+
+
+class DivergenceError(TuningError):
+    """The training came to values that nothing more can be learnt from, and a guard stopped it."""
+
+    exit_code = 3
 
 
 def check_range(

@@ -5,12 +5,14 @@ from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
 from .exact_resume import ExactResume
+from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
 from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
 from .monitor_check import MonitorCheck
 from .robust_accuracy import RobustAccuracy
 from .schedule import Schedule
+from .spike_guard import SpikeGuard
 from .term_gradients import TermGradients
 from .weight_ema import WeightEMA
 from .weight_swa import WeightSWA
@@ -21,12 +23,14 @@ __all__ = [
     "AutoClip",
     "BatchNormRecalibration",
     "ExactResume",
+    "FiniteGuard",
     "GradientCentralization",
     "GradientNoise",
     "GradientNorm",
     "MonitorCheck",
     "RobustAccuracy",
     "Schedule",
+    "SpikeGuard",
     "TermGradients",
     "WeightEMA",
     "WeightSWA",

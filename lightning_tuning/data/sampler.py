@@ -87,6 +87,10 @@ class KeyedSampler(DistributedSampler):
         for step in range(self.start, self.steps):
             yield tuple(Keys(keys.indices[step], keys.seeds[step]) for keys in drawn)
 
+    def indices_at(self, step: int) -> dict[str, list[int]]:
+        """Which images this rank's batch of that step of the epoch holds, by stream."""
+        return {s.name: self._draw(s, self.epoch).indices[step].tolist() for s in self.streams}
+
     def _draw(self, stream: Stream, epoch: int) -> Keys:
         """This rank's share of the epoch, both arrays ``[steps, batch_size]``."""
         count = self.steps * stream.batch_size * self.num_replicas

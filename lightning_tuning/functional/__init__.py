@@ -62,6 +62,7 @@ from .rng import RngState, get_rng_state, set_rng_state
 from .samples import of_samples, random_directions, sample_norms, unit_samples
 from .scaling import step_was_skipped
 from .soup import StateMean, greedy_soup, uniform_soup
+from .spike import spike_threshold
 from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
 from .unit_health import idle_units, off_below, run_lengths, saturated, variation
@@ -184,6 +185,7 @@ __all__ = [
     "softmax_curvature",
     "softmax_focal",
     "spectral_norm",
+    "spike_threshold",
     "squared_difference",
     "squares",
     "start_of",

@@ -296,6 +296,10 @@ class TuningMixin(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_hyperparams(self.tuning_settings())
 
+    def on_rewind(self) -> None:
+        """A guard has put weights, buffers and the optimizer's state back to those of an earlier step. What repeats a
+        buffer's value reads it again."""
+
     def on_fit_end(self) -> None:
         super().on_fit_end()
         self._release_states()

@@ -30,6 +30,9 @@ class StepState(nn.Module):
         tensor(2.)
     """
 
+    advances_with_optimizer = True
+    """Guards leave its buffers as they are: a step that is not made does not move them."""
+
     def __init__(self) -> None:
         super().__init__()
         self._window: dict[str, tuple[float | None, list[Tensor]]] = {}

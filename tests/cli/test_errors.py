@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_tuning.__main__ import main as entry_point
 from lightning_tuning.cli import main
@@ -100,6 +101,18 @@ def test_a_bug_of_the_user_keeps_its_traceback(config):
     with pytest.raises(KeyError) as caught:
         main(["fit", "-c", config, "--model.broken=true"])
     assert caught.traceback[-1].path.name == "toy.py"
+
+
+def test_a_training_that_a_guard_stops_is_one_message_and_exit_code_3(run, capsys):
+    guard = "--trainer.callbacks+={class_path: FiniteGuard, init_args: {patience: 2}}"
+    with pytest.warns(UserWarning, match="FiniteGuard: the update was not made"):
+        folder = run("fit", f"{MODEL}Diverging", guard, code=3)
+    err = capsys.readouterr().err
+    assert "FiniteGuard stopped the training at step 5, epoch 1: 2 steps in a row were refused. The last one" in err
+    assert "Traceback" not in err
+    assert len((folder / "bad_batches.jsonl").read_text().splitlines()) == 2
+    weights = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
 
 
 def test_a_bug_in_training_still_leaves_curves(config):

@@ -88,6 +88,13 @@ class Failing(ToyModel):
         return super().training_step(batch, batch_idx)
 
 
+class Diverging(ToyModel):
+    """From its fifth step on the loss is NaN."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (float("nan") if self.global_step >= 4 else 1)
+
+
 class ToyData(LightningDataModule):
     """24 points in two classes.
 

@@ -219,6 +219,11 @@ class EMATeacherMixin(TuningMixin):
         if self._ema_updates == 0 and self.trainer.ckpt_path is None:  # weights may have been loaded since the copy
             ModuleAverage(self._teacher, self).update(decay=0.0)
 
+    def on_rewind(self) -> None:
+        super().on_rewind()
+        if self._teacher is not None:
+            self._ema_updates = int(self.ema_teacher_updates)
+
     def _follow(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Move the teacher."""
         if step_was_skipped(optimizer):

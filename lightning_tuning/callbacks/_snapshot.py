@@ -1,0 +1,50 @@
+"""Weights, buffers and the optimizers' state of an earlier step, in main memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from ._buffer_copies import buffer_owners
+
+
+def take_snapshot(trainer: Trainer) -> dict[str, Any]:
+    """Copies, as a checkpoint can hold them. States that advance with the optimizer are left out: they hold good steps
+    only."""
+    return {
+        "step": trainer.global_step,
+        "tensors": {name: _copy(tensor) for name, tensor in _tensors(trainer.lightning_module).items()},
+        "optimizers": [apply_to_collection(o.state_dict()["state"], Tensor, _copy) for o in trainer.optimizers],
+    }
+
+
+@torch.no_grad()
+def put_back(snapshot: dict[str, Any], trainer: Trainer) -> None:
+    """Make the training go on from a snapshot. The optimizers' settings, such as learning rates, stay as they are."""
+    module = trainer.lightning_module
+    for name, tensor in _tensors(module).items():
+        kept = snapshot["tensors"].get(name)
+        if kept is not None and kept.shape == tensor.shape:  # layers may have been exchanged
+            tensor.copy_(kept)
+    for optimizer, state in zip(trainer.optimizers, snapshot["optimizers"], strict=True):
+        groups = optimizer.param_groups  # schedules and callbacks may hold them
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.param_groups = groups
+    tell = getattr(module, "on_rewind", None)
+    if callable(tell):
+        tell()
+
+
+def _tensors(module: LightningModule) -> dict[str, Tensor]:
+    """Parameters and buffers, by name."""
+    names = {owner: name for name, owner in module.named_modules()}
+    buffers = {f"{names[owner]}.{name}": owner._buffers[name] for owner, name in buffer_owners(module)}
+    return {**dict(module.named_parameters()), **{name: b for name, b in buffers.items() if b is not None}}
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
