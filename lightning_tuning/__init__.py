@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which read __all__ of the pa
     from .modules import *  # noqa: F403
     from .presets import preset as preset
     from .presets import preset_names as preset_names
+    from .timing import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -94,6 +95,7 @@ _HOME = {
         "WeightEMA",
         "WeightSWA",
     ),
+    "timing": ("ScheduleLR",),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier", "MultiLabelClassifier", "Regressor"),
     "data": ("ArrayDataModule", "DigitsDataModule"),
     "presets": ("preset", "preset_names"),

@@ -39,9 +39,10 @@ def split_by_layer(module: nn.Module, target: GroupTarget, decay: float) -> int:
             parameters = [p for p in group["params"] if layer_of.get(id(p), last) == layer]
             if parameters:
                 factor = decay ** (last - layer)
-                scale, name = factor * group.get(SCALE, 1.0), group.get("name")
-                part = {**group, "params": parameters, "lr": group["lr"] * factor, SCALE: scale}
-                parted.append({**part, "name": f"{name}_layer{layer}"} if name else part)
+                name = f"{group.get('name', f'pg{number + 1}')}_layer{layer}"  # LearningRateMonitor's numbers
+                scale = factor * group.get(SCALE, 1.0)
+                own = {"params": parameters, "lr": group["lr"] * factor, "name": name, SCALE: scale}
+                parted.append({**group, **own})
     groups[:] = parted  # in place, for Lightning's wrapper holds the list
     return len(layers)
 

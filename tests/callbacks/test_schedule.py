@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
+import re
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor, Timer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -26,6 +30,8 @@ from lightning_tuning import (
 )
 from lightning_tuning.callbacks.schedule import preview
 from lightning_tuning.errors import CompositionError, InvalidValueError
+from lightning_tuning.timing.shape_text import _number_or_text
+from lightning_tuning.timing.shapes import SHAPES
 from tests.contract.nets import Host, assert_equal_state, loaders, trainer
 from tests.contract.settings import Setting
 
@@ -549,6 +555,24 @@ def test_the_preview_is_what_a_run_does(tmp_path):
     assert values.keys() == {"lr", "weight_decay"}
     assert fit(tmp_path, *schedules)[0] == values["lr"]
     assert fit(tmp_path, *schedules, seen=key("weight_decay"))[0] == values["weight_decay"]
+
+
+def test_the_cards_examples_are_schedules():
+    card = (Path(__file__).parents[2] / "docs" / "techniques" / "schedule.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)]
+    schedules = [Schedule(**c["init_args"]) for block in blocks for c in block["trainer"]["callbacks"]]
+    assert len(schedules) > 10
+    for schedule in schedules:
+        values = preview(schedule, 200, steps_per_epoch=2)[schedule.target]
+        assert all(math.isfinite(value) and value >= 0 for value in values)
+    table = card.split("### Shapes")[1].split("### Targets")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) ?\| ", table, re.MULTILINE))
+    assert rows.keys() == SHAPES.keys()
+    for name, shape in SHAPES.items():
+        told = dict(re.findall(r"`(\w+)=?([^`]*)`", rows[name]))
+        fields = {field.name: field.default for field in dataclasses.fields(shape) if field.name != "at"}
+        assert told.keys() == fields.keys(), name
+        assert all(not value or fields[key] in (value, _number_or_text(value)) for key, value in told.items())
 
 
 # Refusals.
