@@ -81,6 +81,7 @@ _HOME = {
         "AdaptiveGradientClipping",
         "AutoClip",
         "BatchNormRecalibration",
+        "EarlyStop",
         "ExactResume",
         "FiniteGuard",
         "GradientCentralization",
