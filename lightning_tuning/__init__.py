@@ -82,6 +82,7 @@ _HOME = {
         "AdaptiveGradientClipping",
         "AutoClip",
         "BatchNormRecalibration",
+        "EarlyStop",
         "ExactResume",
         "FiniteGuard",
         "GradientCentralization",

@@ -22,7 +22,7 @@ LAYERS = (
 )
 """From top to bottom. A package may import what stands below it and itself."""
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-STANDARD_LIBRARY = {"__future__", "array", "bisect", "collections", "contextlib", "math", "random", "typing"}
+STANDARD_LIBRARY = {"__future__", "array", "bisect", "collections", "contextlib", "math", "random", "re", "typing"}
 FUNCTIONAL_MAY_IMPORT = {"torch", "numpy", "lightning_tuning", *STANDARD_LIBRARY}
 
 

@@ -4,6 +4,7 @@ from .activation_health import ActivationHealth
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
+from .early_stop import EarlyStop
 from .exact_resume import ExactResume
 from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
@@ -22,6 +23,7 @@ __all__ = [
     "AdaptiveGradientClipping",
     "AutoClip",
     "BatchNormRecalibration",
+    "EarlyStop",
     "ExactResume",
     "FiniteGuard",
     "GradientCentralization",

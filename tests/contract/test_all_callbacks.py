@@ -158,8 +158,9 @@ def test_the_command_line_documents_each_argument(kind):
     parser.print_help(text)
     for name in parser.get_defaults().get("callback", Namespace()).as_dict():
         described = re.split(rf"--callback\.{name}\b", text.getvalue())[-1].split("--callback")[0]
-        assert "(type:" in described
-        assert len(described.split("(type:")[0]) > 40, f"{name} has no description"
+        text_and_type = re.split(r"\((?:required,\s+)?type:", described)
+        assert len(text_and_type) == 2
+        assert len(text_and_type[0]) > 40, f"{name} has no description"
 
 
 @every_callback
