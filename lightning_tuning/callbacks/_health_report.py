@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from ._health_memory import Memory
@@ -72,7 +73,8 @@ class Reading:
     def signal(self) -> list[Layer]:
         """The hidden layers that carry what the network computes: the activations; where they are functions, which
         hooks cannot see, the layers with weights."""
-        return self.hidden(lambda layer: layer.is_activation) or self.hidden(lambda layer: layer.has_weights)
+        activations = self.hidden(lambda layer: layer.is_activation and not layer.kind.endswith("Softmax"))
+        return activations or self.hidden(lambda layer: layer.has_weights)
 
 
 class Report:
@@ -174,8 +176,12 @@ class Report:
         )
 
     def _constant(self, reading: Reading) -> str | None:
-        shares = {x: reading.of("variation", x) for x in reading.signal()}
-        bad = [x for x, share in shares.items() if share < self.limits.min_variation]
+        layers = reading.signal()
+        shares = {x: reading.of("variation", x) for x in reading.layers}
+        # To the network's end: what a gate or an attention loses comes in again behind it.
+        back = reversed([*layers, *[x for x in reading.layers if x.has_weights][-1:]])
+        lost = list(takewhile(lambda x: shares[x] < self.limits.min_variation, back))
+        bad = [x for x in layers if x in lost]
         news = self._news("constant", bad, reading.step, lambda x: -math.log10(shares[x] + 1e-30) / 2)
         if not news:
             return None

@@ -32,7 +32,7 @@ def draw(folders: dict[str, Path], path: Path) -> None:
     for number, (name, folder) in enumerate(folders.items()):
         series = read_series(read_journal(folder / "metrics.jsonl"))
         style = {"color": f"C{number}", "linestyle": "-" if number < 6 else "--", "linewidth": 1.6, "label": name}
-        loss.plot(*series["train/loss"], **style)
+        loss.plot(*series.get("train/loss", ((), ())), **style)  # none where not one was finite
         accuracy.plot(*series["val/accuracy"], **style)
     loss.set(title="training loss", xlabel="optimizer step", yscale="log", ylim=(1e-3, 10))
     accuracy.set(title="validation accuracy", xlabel="optimizer step", ylim=(0, 1))

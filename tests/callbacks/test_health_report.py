@@ -123,17 +123,28 @@ def test_the_last_activation_may_be_saturated_and_so_may_a_softmax():
 
 def test_outputs_that_hardly_depend_on_the_input():
     looks = Looks("Sigmoid")
-    assert looks(2, act0__variation=0.0099, act1__variation=1e-6) == []
-    (sentence,) = looks(act0__variation=0.0099, act1__variation=1e-6)
+    bad = {"act0__variation": 0.0099, "act1__variation": 1e-6, "linear2__variation": 1e-7}
+    assert looks(2, **bad) == []
+    (sentence,) = looks(**bad)
     assert sentence == (
         "act0 (Sigmoid): the outputs have hardly depended on the input since step 0, by 0.0099 of their size (likewise "
         "act1 (Sigmoid)); take activation_name: relu with init_method: kaiming_normal, or put a norm layer in front of "
         "each."
     )
-    assert looks(10, act0__variation=0.001) == []
-    assert len(looks(3, act0__variation=0.00009)) == 1
-    assert Looks()(5, linear2__variation=0.0, act0__variation=0.011) == []
-    assert "init_method: lsuv" in Looks()(3, act0__variation=0.0)[0]
+    assert looks(10, **(bad | {"act0__variation": 0.001})) == []
+    assert len(looks(3, **(bad | {"act0__variation": 0.00009}))) == 1
+    (sentence,) = Looks()(3, **(bad | {"act0__variation": 0.011}))
+    assert sentence.startswith("act1 (ReLU): the outputs have hardly depended on the input since step 0, by 1e-06 of")
+    assert sentence.endswith("; put norm layers in front of the activations, or draw the weights by init_method: lsuv.")
+
+
+def test_a_gate_whose_outputs_hardly_depend_on_the_input_is_none_that_loses_it():
+    assert Looks("Sigmoid")(5, act0__variation=0.001, linear2__variation=0.001) == []
+    assert Looks("Sigmoid")(5, act0__variation=0.001, act1__variation=0.001, linear2__variation=0.011) == []
+
+
+def test_small_attentions_are_no_sign_of_a_fading_signal():
+    assert Looks("Softmax", depth=4)(5, act1__std=1e-5, act1__variation=0.0) == []
 
 
 def test_a_gradient_that_vanishes_towards_the_first_layer():
@@ -261,7 +272,7 @@ def test_layers_with_weights_stand_for_activations_that_cannot_be_seen():
 
 
 def test_the_state_goes_on_where_it_was():
-    bad = {"act0__dead": 0.6, "act1__variation": 0.001}
+    bad = {"act0__dead": 0.6, "act1__variation": 0.001, "linear2__variation": 0.001}
     straight, first, second = Looks(), Looks(), Looks()
     expected = straight(5, **bad)
     told = first(2, **bad)
