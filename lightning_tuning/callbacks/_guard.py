@@ -15,7 +15,7 @@ from ._bad_batches import FILE, blame, note_bad_batches
 from ._diagnosis import diagnose
 from ._gradients import holds_whole_gradients
 from ._pictures import run_folder
-from ._snapshot import put_back, take_snapshot
+from ._rewind import put_back, take_snapshot
 from ._step_gate import SeenBatch, StepGate, StepValues
 
 

@@ -79,9 +79,13 @@ def test_a_bad_batch_changes_nothing(how, precision, tmp_path):
     assert guard.state_dict()["total"] == 1
 
 
-@pytest.mark.parametrize("stem", STATEFUL)
-def test_what_techniques_remember_is_not_moved_either(stem, tmp_path):
-    technique = next(t for t in mixins.TECHNIQUES if t.stem == stem)
+def row(technique):
+    marks = () if technique.stem in STATEFUL else pytest.mark.slow
+    return pytest.param(technique, id=technique.stem, marks=marks)
+
+
+@pytest.mark.parametrize("technique", [row(technique) for technique in mixins.TECHNIQUES])
+def test_what_techniques_remember_is_not_moved_either(technique, tmp_path):
     setting, techniques = SETTINGS[technique], with_companions((technique,))
     torch.manual_seed(0)
     net = compose(Frail, *techniques, name="Net")(**setting.on)
@@ -312,6 +316,15 @@ def test_reduce_lr_multiplies_what_the_schedule_says(tmp_path):
     assert [moves.rates[i] for i in (0, 3, 4)] == pytest.approx(expected, rel=1e-9)
     assert made.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 / 6)
     assert guard.state_dict()["rate"] == 0.25
+
+
+def test_reduce_lr_does_not_add_up_without_a_schedule(tmp_path):
+    net, moves = make(plain=True, optimizer="sgd").double(), Moves()
+    guard = FiniteGuard(patience=2, action="reduce_lr", lr_factor=0.25)
+    made = trainer(tmp_path, callbacks=[moves, Poison(1, 2), guard], precision="64-true", max_epochs=1)
+    made.fit(net, loaders(DATA, 8, 40, torch.float64))
+    assert [moves.rates[i] for i in (0, 3, 4)] == pytest.approx([0.05, 0.0125, 0.0125], rel=1e-9)
+    assert made.optimizers[0].param_groups[0]["lr"] == 0.05
 
 
 def test_an_action_that_does_not_help_ends_in_a_stop(tmp_path):

@@ -1,0 +1,55 @@
+"""Each callback with each technique: they train, stay finite, and a resumed run equals the straight one bitwise, the
+callback's own state included.
+
+Callbacks act where the optimizer steps. So what a technique may get in the way of is that step, which those of the
+stages ``optimizer`` and ``teacher`` share with them, and what both change; the other pairs are with the slow tests.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_tuning import ExactResume
+from lightning_tuning.mixins import TECHNIQUES
+
+from .callback_settings import CALLBACKS
+from .nets import assert_equal_state, loaders, make, trainer
+from .settings import ROWS, Setting
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:Step \d+, epoch \d+")  # what a callback tells the user
+AT_THE_STEP = ("optimizer", "teacher")
+
+
+def close(callback, technique) -> bool:
+    return technique.stage in AT_THE_STEP or bool(set(getattr(callback, "changes", ())) & set(technique.changes))
+
+
+def pair(callback, technique):
+    marks = () if close(callback, technique) else pytest.mark.slow
+    return pytest.param(callback, technique, id=f"{callback.__name__}-{technique.stem}", marks=marks)
+
+
+def fit(kind, technique, tmp_path, *others, seed=0, ckpt_path=None):
+    setting, callback = ROWS[technique.stem][1], CALLBACKS[kind].make()
+    net = make(technique.stem, seed)
+    callbacks = [ExactResume(seed=3), callback, *others]
+    made = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=None)
+    made.fit(net, loaders(setting, 8, size=16), loaders(Setting({}), 8, size=8), ckpt_path=ckpt_path)
+    return made, callback
+
+
+@pytest.mark.parametrize(
+    ("kind", "technique"), [pair(callback, technique) for callback in CALLBACKS for technique in TECHNIQUES]
+)
+def test_a_callback_and_a_technique_train_and_resume(kind, technique, tmp_path):
+    keep = ModelCheckpoint(tmp_path, "kept", every_n_train_steps=2, save_top_k=-1)
+    straight, callback = fit(kind, technique, tmp_path, keep)
+    assert all(torch.isfinite(value).all() for value in straight.model.state_dict().values())
+    torch.manual_seed(12345)
+    resumed, again = fit(kind, technique, tmp_path, seed=99, ckpt_path=tmp_path / "kept.ckpt")
+    assert straight.global_step == resumed.global_step
+    assert_equal_state(straight.model.state_dict(), resumed.model.state_dict())
+    assert_equal_state(straight.optimizers[0].state_dict(), resumed.optimizers[0].state_dict())
+    assert str(callback.state_dict()) == str(again.state_dict())
