@@ -83,6 +83,7 @@ _HOME = {
         "GradientCentralization",
         "GradientNoise",
         "GradientNorm",
+        "LRRangeTest",
         "MonitorCheck",
         "RobustAccuracy",
         "Schedule",

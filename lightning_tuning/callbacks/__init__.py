@@ -6,6 +6,7 @@ from .exact_resume import ExactResume
 from .gradient_centralization import GradientCentralization
 from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
+from .lr_range_test import LRRangeTest
 from .monitor_check import MonitorCheck
 from .robust_accuracy import RobustAccuracy
 from .schedule import Schedule
@@ -18,6 +19,7 @@ __all__ = [
     "GradientCentralization",
     "GradientNoise",
     "GradientNorm",
+    "LRRangeTest",
     "MonitorCheck",
     "RobustAccuracy",
     "Schedule",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -89,14 +90,16 @@ class Snapshot:
         return [tensor.grad] if tensor.is_leaf else []
 
     def _keep_container(self, value: Any) -> list[Any]:
-        if not isinstance(value, (dict, list, tuple, set, deque)):
+        if not isinstance(value, (dict, list, tuple, set, deque, array, bytearray)):
             return []
         if self._data and len(value) > _LONGEST_PART_OF_DATA:
             return []
         if isinstance(value, (dict, set)):
             self._undo.append(_put_back_mapping(value))
-        elif isinstance(value, (list, deque)):
+        elif not isinstance(value, tuple):
             self._undo.append(_put_back_sequence(value))
+        if isinstance(value, (array, bytearray)):
+            return []
         return list(value.values() if isinstance(value, dict) else value)
 
 
@@ -110,11 +113,12 @@ def _put_back_mapping(value: Any) -> Callable[[], None]:
     return undo
 
 
-def _put_back_sequence(value: list[Any] | deque[Any]) -> Callable[[], None]:
+def _put_back_sequence(value: Any) -> Callable[[], None]:
     kept = list(value)
 
     def undo() -> None:
-        value.clear()
+        while value:
+            value.pop()
         value.extend(kept)
 
     return undo

@@ -71,7 +71,7 @@ class LRRangeTest(Callback):
         mode: Literal["exponential", "linear"] = "exponential",
         rule: Literal["valley", "steepest", "minimum", "divergence"] = "valley",
         apply: bool = False,
-        smoothing: float = 0.9,
+        smoothing: float = 0.8,
         divergence_factor: float = 4.0,
         divergence_fraction: float = 0.1,
     ) -> None:
