@@ -66,7 +66,8 @@ def draw_lr_range(found: LRRange, own_lr: float, rule: str) -> Figure:
             width, style = (2.2, "-") if name == rule else (1.3, "--")
             axes.axvline(lr, color=_COLORS[name], linewidth=width, linestyle=style, label=f"{name}: {lr:.3g}")
     if found.diverged_at is not None:
-        axes.axvspan(found.diverged_at, max(found.diverged_at, *axes.get_xlim()), color="C3", alpha=0.12, label="diverged")
+        end = max(found.diverged_at * 1.5, axes.get_xlim()[1])
+        axes.axvspan(found.diverged_at, end, color="C3", alpha=0.12, label=f"diverged: {found.diverged_at:.3g}")
     _limit(axes, found)
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")

@@ -107,11 +107,11 @@ class Rehearsal:
 def rehearsal(trainer: Trainer, module: LightningModule, what: str) -> Iterator[Rehearsal]:
     """Within it training steps can be made; afterwards all is bitwise what it was.
 
-    The steps are the Trainer's own: hooks, precision, accumulation, clipping, strategy, optimizer. They read the training
-    data through loaders of their own, from the first batch on. No callback acts but those that edit gradients, no
-    scheduler steps and no logger gets anything. Put back are the weights and their gradients, buffers, attributes, what
-    techniques and callbacks keep, the optimizer, schedulers, the gradient scaler, progress, logged values and all random
-    generators, also those that samplers and datasets hold.
+    The steps are the Trainer's own: hooks, precision, accumulation, clipping, strategy, optimizer. They read the
+    training data through loaders of their own, from the first batch on. No callback acts but those whose ``changes``
+    name the gradient, no scheduler steps and no logger gets anything. Put back are the weights and their gradients,
+    buffers, attributes, what techniques and callbacks keep, the optimizer, schedulers, the gradient scaler, progress,
+    logged values and all random generators, also those that samplers and datasets hold.
 
     Args:
         trainer: A Trainer whose fit has begun (``on_train_batch_start`` of the first batch, or where it is as far).
@@ -121,7 +121,11 @@ def rehearsal(trainer: Trainer, module: LightningModule, what: str) -> Iterator[
     Raises:
         MisconfigurationException: Steps of this kind of training cannot be taken back.
     """
-    loop, connector, combined = trainer.fit_loop.epoch_loop, trainer._logger_connector, trainer.fit_loop._combined_loader
+    loop, connector, combined = (
+        trainer.fit_loop.epoch_loop,
+        trainer._logger_connector,
+        trainer.fit_loop._combined_loader,
+    )
     assert combined is not None  # training has begun
     _check(trainer, module, combined, what)
     rng = get_rng_state(module.device)
@@ -197,4 +201,3 @@ def _own_loaders(combined: CombinedLoader) -> CombinedLoader:
     own._iterator = None
     own.flattened = loaders
     return own
-

@@ -162,15 +162,17 @@ class LRRangeTest(Callback):
         part = picture.with_name(".lr_range_test.part.json")
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(part, picture.with_suffix(".json"))
-        rank_zero_info("\n".join([*found.table(self.rule), _decision(own_lr, applied, self.rule), f"Picture: {picture}"]))
+        rank_zero_info(
+            "\n".join([*found.table(self.rule), _decision(own_lr, applied, self.rule), f"Picture: {picture}"])
+        )
         if self.apply and applied is None:
             rank_zero_warn(
-                f"LRRangeTest: the rule {self.rule!r} finds no learning rate, so the run trains at {own_lr:g}, as "
+                f"LRRangeTest: the rule {self.rule!r} finds no learning rate, so the run trains at {own_lr:.3g}, as "
                 f"configured. {found.why_nothing()} See {picture}"
             )
 
 
 def _decision(own_lr: float, applied: float | None, rule: str) -> str:
     if applied is None:
-        return f"The run trains at {own_lr:g}, as configured."
-    return f"The run trains at {applied:g} ({rule}) instead of {own_lr:g}."
+        return f"The run trains at {own_lr:.3g}, as configured."
+    return f"The run trains at {applied:.3g} ({rule}) instead of {own_lr:.3g}."

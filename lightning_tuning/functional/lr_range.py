@@ -118,7 +118,9 @@ def suggest_lr(
 
 
 def _steepest(x: Sequence[float], y: Sequence[float], end: int) -> int:
-    """Where y falls fastest over x up to the position ``end``, by differences of both neighbours where there are."""
-    around = [(max(i - 1, 0), min(i + 1, len(y) - 1)) for i in range(end + 1)]
+    """Where y falls fastest over x up to the position ``end``: by the difference over a tenth of the points, or single
+    steps of a noisy loss would win."""
+    reach = max(len(y) // 20, 1)
+    around = [(max(i - reach, 0), min(i + reach, len(y) - 1)) for i in range(end + 1)]
     slopes = [(y[right] - y[left]) / (x[right] - x[left]) for left, right in around]
     return min(range(len(slopes)), key=slopes.__getitem__)
