@@ -34,13 +34,13 @@ class LRRange(NamedTuple):
             lines.append(f"{'*' if name == rule else ' '} {name:<10} {'none' if lr is None else f'{lr:.3g}'}")
         return lines
 
-    def why_nothing(self) -> str:
-        """A sentence on why a rule finds nothing."""
+    def why_nothing(self, rule: str) -> str:
+        """A sentence on why that rule finds nothing."""
         if not self.lrs:
             return "The loss is not finite at the first rate already."
-        if self.suggestions["valley"] is None:
-            return "The loss never fell: try a longer test (steps) or a wider range (min_lr, max_lr)."
-        return "The loss has not diverged: raise max_lr."
+        if rule == "divergence":
+            return "The loss did not diverge: raise max_lr."
+        return "The loss never fell: try more steps or a wider range (min_lr, max_lr)."
 
 
 def draw_lr_range(found: LRRange, own_lr: float, rule: str) -> Figure:
@@ -65,8 +65,8 @@ def draw_lr_range(found: LRRange, own_lr: float, rule: str) -> Figure:
         if lr is not None:
             width, style = (2.2, "-") if name == rule else (1.3, "--")
             axes.axvline(lr, color=_COLORS[name], linewidth=width, linestyle=style, label=f"{name}: {lr:.3g}")
-    if found.diverged_at is not None:
-        end = max(found.diverged_at * 1.5, axes.get_xlim()[1])
+    if found.diverged_at is not None and found.lrs:
+        end = 1.5 * max(found.diverged_at, own_lr)
         axes.axvspan(found.diverged_at, end, color="C3", alpha=0.12, label=f"diverged: {found.diverged_at:.3g}")
     _limit(axes, found)
     axes.set_xlabel("learning rate")

@@ -121,11 +121,8 @@ def rehearsal(trainer: Trainer, module: LightningModule, what: str) -> Iterator[
     Raises:
         MisconfigurationException: Steps of this kind of training cannot be taken back.
     """
-    loop, connector, combined = (
-        trainer.fit_loop.epoch_loop,
-        trainer._logger_connector,
-        trainer.fit_loop._combined_loader,
-    )
+    loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+    combined = trainer.fit_loop._combined_loader
     assert combined is not None  # training has begun
     _check(trainer, module, combined, what)
     rng = get_rng_state(module.device)

@@ -7,7 +7,6 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import cache
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -170,7 +169,6 @@ def _top(cls: type) -> str:
     return cls.__module__.partition(".")[0]
 
 
-@cache
 def _is_own(cls: type) -> bool:
     """Whether objects of this class are put back as a whole."""
     top = _top(cls)

@@ -16,7 +16,7 @@ from lightning_tuning.functional.lr_range import LR_RULES, has_diverged, lr_swee
 
 from ._learning_rates import full_rates, scale_rates, set_rates
 from ._lr_range import LRRange, draw_lr_range
-from ._pictures import run_folder, save_picture
+from ._pictures import save_picture
 from ._rehearsal import rehearsal
 
 _SECONDS_BEFORE_BAR = 2
@@ -25,10 +25,10 @@ _SECONDS_BEFORE_BAR = 2
 class LRRangeTest(Callback):
     """Raises the learning rate step by step before training, watches the loss and suggests rates (Smith, 2017).
 
-    At the first batch of a run it trains for ``steps`` optimizer steps at rates from ``min_lr`` to ``max_lr``, and takes
-    all of it back: weights, buffers, optimizer, random numbers, counters, the place in the data, whatever techniques
-    keep. With ``apply: false`` the run that follows is bitwise the run without the test. The steps are those of
-    training: accumulation, precision, clipping, mixins and callbacks that edit gradients act; schedules do not, and
+    At the first batch of a run it trains for ``steps`` optimizer steps at rates from ``min_lr`` to ``max_lr``, and
+    takes all of it back: weights, buffers, optimizer, random numbers, counters, the place in the data, whatever
+    techniques keep. With ``apply: false`` the run that follows is bitwise the run without the test. The steps are those
+    of training: accumulation, precision, clipping, mixins and callbacks that edit gradients act; schedules do not, and
     nothing is logged.
 
     It writes ``lr_range_test.png`` and ``lr_range_test.json`` into the run's folder and prints what four rules suggest.
@@ -55,8 +55,8 @@ class LRRangeTest(Callback):
         MisconfigurationException: At the first batch, under manual optimization, where no process holds whole weights,
             or for data that can be read only once.
 
-    Source: Smith, 2017, "Cyclical learning rates for training neural networks", section 3.3. The loss that is noted at a
-    rate is that of the batch after the step with it.
+    Source: Smith, 2017, "Cyclical learning rates for training neural networks", section 3.3. The loss that is noted at
+    a rate is that of the batch after the step with it.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -106,13 +106,11 @@ class LRRangeTest(Callback):
             rank_zero_info("LRRangeTest does nothing: the run goes on from a checkpoint, with the rates in it.")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not earlier: by now every hook of the run's and the epoch's start has been called, in whatever order.
         if not self._is_due:
             return
         self._is_due = False
-        own_lr = max(full_rates(trainer, trainer.optimizers[0]))
-        if own_lr <= 0:
-            raise InvalidValueError("LRRangeTest keeps the groups' ratios, but no group has a learning rate above 0.")
-        found = self._test(trainer, pl_module, own_lr)
+        found, own_lr = self._test(trainer, pl_module)
         self.suggestions = found.suggestions
         lr = found.suggestions[self.rule] if self.apply else None
         if lr is not None:
@@ -121,33 +119,36 @@ class LRRangeTest(Callback):
                 logger.log_hyperparams({"lr_range_test_lr": lr})
         self._report(trainer, found, own_lr, lr)
 
-    def _test(self, trainer: Trainer, module: LightningModule, own_lr: float) -> LRRange:
-        """Measure, and take it back."""
-        optimizer = trainer.optimizers[0]
-        ratios = [rate / own_lr for rate in full_rates(trainer, optimizer)]
-        rates = lr_sweep(self.min_lr, self.max_lr, self.steps, self.mode)
+    def _test(self, trainer: Trainer, module: LightningModule) -> tuple[LRRange, float]:
+        """Measure, and take it back. Returned with the configured learning rate."""
         lrs: list[float] = []
         losses: list[float] = []
-        averages: list[float] = []
-        stopped_at = None
+        diverged_at = None
+        rates = lr_sweep(self.min_lr, self.max_lr, self.steps, self.mode)
         with rehearsal(trainer, module, type(self).__name__) as steps:
-            # A step's loss is taken before it is made, so it is what the rate of the step before has led to.
-            for lr, next_lr in self._progress(trainer, [(None, rates[0]), *zip(rates, [*rates[1:], rates[-1]])]):
-                set_rates(optimizer, [ratio * next_lr for ratio in ratios])
-                loss = steps.step()
-                if lr is None or loss is None:
+            optimizer = trainer.optimizers[0]
+            full = full_rates(trainer, optimizer)
+            own_lr = max(full)
+            if own_lr <= 0:
+                raise InvalidValueError("LRRangeTest keeps the groups' ratios, but none has a learning rate above 0.")
+            set_rates(optimizer, [rate / own_lr * rates[0] for rate in full])
+            steps.step()
+            for lr, next_lr in self._progress(trainer, list(zip(rates, [*rates[1:], rates[-1]], strict=True))):
+                set_rates(optimizer, [rate / own_lr * next_lr for rate in full])
+                loss = steps.step()  # taken before the step, so it is what the rate before has led to
+                if loss is None:
                     continue
                 averages = smoothed([*losses, loss], self.smoothing)
-                if has_diverged(averages[-1], min(averages, default=0.0), self.divergence_factor):
-                    stopped_at = lr
+                if has_diverged(averages[-1], min(averages), self.divergence_factor):
+                    diverged_at = lr
                 if math.isfinite(loss):
                     lrs.append(lr)
                     losses.append(loss)
-                if stopped_at is not None:
+                if diverged_at is not None:
                     break
         averages = smoothed(losses, self.smoothing)
-        suggestions = suggest_lr(lrs, averages, stopped_at, self.divergence_fraction)
-        return LRRange(self.mode, lrs, losses, averages, stopped_at, suggestions)
+        suggestions = suggest_lr(lrs, averages, diverged_at, self.divergence_fraction)
+        return LRRange(self.mode, lrs, losses, averages, diverged_at, suggestions), own_lr
 
     def _progress(self, trainer: Trainer, rates: list[Any]) -> Any:
         hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
@@ -162,17 +163,12 @@ class LRRangeTest(Callback):
         part = picture.with_name(".lr_range_test.part.json")
         part.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(part, picture.with_suffix(".json"))
-        rank_zero_info(
-            "\n".join([*found.table(self.rule), _decision(own_lr, applied, self.rule), f"Picture: {picture}"])
-        )
+        decision = f"The run trains at {own_lr:.3g}, as configured."
+        if applied is not None:
+            decision = f"The run trains at {applied:.3g} ({self.rule}) instead of {own_lr:.3g}."
+        rank_zero_info("\n".join([*found.table(self.rule), decision, f"Picture: {picture}"]))
         if self.apply and applied is None:
             rank_zero_warn(
                 f"LRRangeTest: the rule {self.rule!r} finds no learning rate, so the run trains at {own_lr:.3g}, as "
-                f"configured. {found.why_nothing()} See {picture}"
+                f"configured. {found.why_nothing(self.rule)} See {picture}"
             )
-
-
-def _decision(own_lr: float, applied: float | None, rule: str) -> str:
-    if applied is None:
-        return f"The run trains at {own_lr:.3g}, as configured."
-    return f"The run trains at {applied:.3g} ({rule}) instead of {own_lr:.3g}."

@@ -351,12 +351,18 @@ def test_a_rate_that_is_a_tensor_stays_that_tensor(tmp_path):
     assert [lr.item() for lr in kept] == pytest.approx([found["applied"], found["applied"] / 4])
 
 
+class Scheduled(Host):
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        return [optimizer], [{"scheduler": StepLR(optimizer, 3, 0.5), "interval": "step"}]
+
+
 @pytest.mark.parametrize("apply", [False, True])
 def test_a_resumed_run_is_left_alone_and_is_the_straight_run_bitwise(apply, tmp_path):
     def run(epochs, ckpt_path=None, seed=0):
         torch.manual_seed(seed)
         test = LRRangeTest(min_lr=1e-4, max_lr=1.0, steps=20, apply=apply, rule="minimum")
-        net, made = Rich(), trainer(tmp_path, callbacks=[ExactResume(seed=1), test], max_epochs=epochs)
+        net, made = Scheduled(), trainer(tmp_path, callbacks=[ExactResume(seed=1), test], max_epochs=epochs)
         made.fit(net, loaders(DATA, 8), ckpt_path=ckpt_path)
         return net, test, made
 
@@ -486,7 +492,7 @@ class Iterates(Linear):
     (Manual, least_squares_loader, "Manual steps its optimizers itself"),
     (Lazy, least_squares_loader, "Lazy has lazy parameters"),
     (Iterates, least_squares_loader, "Iterates.training_step takes dataloader_iter"),
-    (Linear, lambda: iter(list(least_squares_loader())), "the training data are an iterator, which gives each batch only once"),
+    (Linear, lambda: iter(list(least_squares_loader())), "the training data are an iterator"),
 ])  # fmt: skip
 def test_trainings_whose_steps_cannot_be_taken_back_are_refused(net, data, message, tmp_path):
     with pytest.raises(MisconfigurationException, match=f"^LRRangeTest makes .* cannot be done: {message}"):
@@ -495,5 +501,5 @@ def test_trainings_whose_steps_cannot_be_taken_back_are_refused(net, data, messa
 
 def test_a_model_without_a_rate_is_refused(tmp_path):
     net = Linear(groups=((1.0, 0.0), (0.25, 0.0)))
-    with pytest.raises(InvalidValueError, match="no group has a learning rate above 0"):
+    with pytest.raises(InvalidValueError, match="none has a learning rate above 0"):
         trainer(tmp_path, callbacks=[LRRangeTest()]).fit(net, least_squares_loader())
