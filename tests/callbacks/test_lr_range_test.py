@@ -298,7 +298,7 @@ def test_it_stops_at_a_loss_that_is_not_finite(value, tmp_path):
 
 
 def test_a_loss_that_is_never_finite_suggests_nothing_and_changes_nothing(tmp_path):
-    with pytest.warns(UserWarning, match=r"'valley' finds no learning rate, so the run trains at 0.1, .* not finite"):
+    with pytest.warns(UserWarning, match=r"'\w+' finds no learning rate, so the run trains at 0.1, .* not finite"):
         found, made = swept(tmp_path, LRRangeTest(apply=True), Breaks(0))
     assert (found["lrs"], found["applied"]) == ([], None)
     assert [group["lr"] for group in made.optimizers[0].param_groups] == [0.1, 0.025]
@@ -328,10 +328,12 @@ SCHEDULES = {"none": None, "warm-up": warm, "one cycle": one_cycle, "cyclic": cy
 def test_the_applied_rate_is_that_of_a_run_configured_with_it(name, tmp_path):
     """Of every group in proportion, under its schedule, from the first step on."""
     test = LRRangeTest(min_lr=1e-4, max_lr=1.0, steps=30, apply=True, rule="minimum")
-    found, made = swept(tmp_path, test, Linear(schedule=SCHEDULES[name]), max_epochs=3)
+    net = Linear(groups=((1.0, 0.02), (0.25, 0.02)), schedule=SCHEDULES[name])
+    found, made = swept(tmp_path, test, net, max_epochs=3)
     lr = found["applied"]
     assert lr == test.suggestions["minimum"]
-    assert found["configured"] == 0.1
+    assert found["configured"] == 0.02
+    assert not 0.01 < lr < 0.04
     configured = Linear(groups=((1.0, lr), (0.25, lr)), schedule=SCHEDULES[name]).double()
     other = trainer(tmp_path, precision="64-true", max_epochs=3)
     other.fit(configured, DataLoader(TensorDataset(*least_squares()), 8, generator=torch.Generator()))

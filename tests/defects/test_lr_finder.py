@@ -61,8 +61,8 @@ def test_lightnings_finder_gives_every_group_one_rate(tmp_path):
     "finder", [lambda: LearningRateFinder(num_training_steps=20), lambda: BatchSizeFinder(max_trials=1)]
 )
 def test_with_lightnings_finders_a_resumed_run_begins_again(finder, tmp_path):
-    """Both run in ``on_fit_start``, before the loops' state is restored, and make their own checkpoint take the place of
-    the one that the run resumes from: it then trains all its epochs again, from step 0."""
+    """Both run in ``on_fit_start``, before the loops' state is restored, and make their own checkpoint take the place
+    of the one that the run resumes from: it then trains all its epochs again, from step 0."""
     fit(tmp_path, max_epochs=2)[1].save_checkpoint(tmp_path / "two.ckpt")
     straight = fit(tmp_path, max_epochs=3)[1]
     counted = Count()
