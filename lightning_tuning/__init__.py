@@ -88,6 +88,7 @@ _HOME = {
         "GradientCentralization",
         "GradientNoise",
         "GradientNorm",
+        "LRRangeTest",
         "MonitorCheck",
         "RobustAccuracy",
         "Schedule",

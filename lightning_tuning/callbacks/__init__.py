@@ -10,6 +10,7 @@ from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
 from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
+from .lr_range_test import LRRangeTest
 from .monitor_check import MonitorCheck
 from .robust_accuracy import RobustAccuracy
 from .schedule import Schedule
@@ -29,6 +30,7 @@ __all__ = [
     "GradientCentralization",
     "GradientNoise",
     "GradientNorm",
+    "LRRangeTest",
     "MonitorCheck",
     "RobustAccuracy",
     "Schedule",
