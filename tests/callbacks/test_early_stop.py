@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_tuning.callbacks import EarlyStop, MonitorCheck, early_stop
+from lightning_tuning.callbacks import EarlyStop, MonitorCheck, WeightEMA, early_stop
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.runs.summary import checkpoint_to_test, format_summary, summarize
 
@@ -176,9 +176,10 @@ def test_min_steps_within_an_epoch():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_averaged_weights_are_restored_where_averaged_weights_were_measured(order):
+@pytest.mark.parametrize("averaging", [EMAWeightAveraging, WeightEMA])
+def test_averaged_weights_are_restored_where_averaged_weights_were_measured(averaging, order):
     net, stop = losses(), EarlyStop("val/loss", patience=3)
-    fit(net, *[stop, EMAWeightAveraging(decay=0.9)][::order])
+    fit(net, *[stop, averaging(decay=0.9)][::order])
     assert net.measured[3] != 16
     assert net.weight.item() == net.measured[3]
 

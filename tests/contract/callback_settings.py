@@ -72,7 +72,7 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     TermGradients: CallbackSetting(lambda: TermGradients(every_n_steps=2), kind="watches"),
     WeightEMA: CallbackSetting(lambda: WeightEMA(decay=0.9, start="2st"), kind="steers"),
     WeightSWA: CallbackSetting(lambda: WeightSWA(start="1st", every="1st", lr=0.02), kind="steers"),
-    EarlyStop: CallbackSetting(lambda: EarlyStop("val/loss", patience=1, min_delta=10.0), kind="steers"),
+    EarlyStop: CallbackSetting(lambda: EarlyStop("val/loss", patience=2, min_delta=10.0), kind="steers"),
 }
 NO_ROW = {ExactResume}
 """Every row here trains with it."""
