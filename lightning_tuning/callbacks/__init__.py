@@ -4,6 +4,7 @@ from .activation_health import ActivationHealth
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
+from .checkpoint_soup import CheckpointSoup
 from .exact_resume import ExactResume
 from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
@@ -12,6 +13,7 @@ from .gradient_norm import GradientNorm
 from .monitor_check import MonitorCheck
 from .robust_accuracy import RobustAccuracy
 from .schedule import Schedule
+from .snapshot_ensemble import SnapshotEnsemble
 from .spike_guard import SpikeGuard
 from .term_gradients import TermGradients
 from .weight_ema import WeightEMA
@@ -22,6 +24,7 @@ __all__ = [
     "AdaptiveGradientClipping",
     "AutoClip",
     "BatchNormRecalibration",
+    "CheckpointSoup",
     "ExactResume",
     "FiniteGuard",
     "GradientCentralization",
@@ -30,6 +33,7 @@ __all__ = [
     "MonitorCheck",
     "RobustAccuracy",
     "Schedule",
+    "SnapshotEnsemble",
     "SpikeGuard",
     "TermGradients",
     "WeightEMA",
