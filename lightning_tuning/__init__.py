@@ -88,6 +88,7 @@ _HOME = {
         "GradientNoise",
         "GradientNorm",
         "MonitorCheck",
+        "PostHocEMA",
         "RobustAccuracy",
         "Schedule",
         "SnapshotEnsemble",

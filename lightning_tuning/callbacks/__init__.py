@@ -11,6 +11,7 @@ from .gradient_centralization import GradientCentralization
 from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
 from .monitor_check import MonitorCheck
+from .post_hoc_ema import PostHocEMA
 from .robust_accuracy import RobustAccuracy
 from .schedule import Schedule
 from .snapshot_ensemble import SnapshotEnsemble
@@ -31,6 +32,7 @@ __all__ = [
     "GradientNoise",
     "GradientNorm",
     "MonitorCheck",
+    "PostHocEMA",
     "RobustAccuracy",
     "Schedule",
     "SnapshotEnsemble",
