@@ -68,7 +68,7 @@ from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
 from .unit_health import idle_units, off_below, run_lengths, saturated, variation
 from .virtual_adversarial import fisher_product, softmax_curvature
-from .weight_average import Trained, WeightAverage, assign_, parts_named, trained_parts
+from .weight_average import Trained, WeightAverage, assign_, parts_named, reshard, trained_parts
 
 __all__ = [
     "ANNEALINGS",
@@ -170,6 +170,7 @@ __all__ = [
     "ramp_factor",
     "random_directions",
     "recalibrate_batch_norm",
+    "reshard",
     "rotate_quarters",
     "run_lengths",
     "sam_ascent",

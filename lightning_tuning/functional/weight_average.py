@@ -254,6 +254,14 @@ def _part(tensors: Trained, name: str, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements).to_local()
 
 
+def reshard(module: nn.Module) -> None:
+    """Have FSDP 2 forget the whole weights that it keeps after a pass without a backward pass: they are those of before
+    an exchange or an update. And a module shows its shards then."""
+    for part in module.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()
+
+
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local().data if _is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
