@@ -258,8 +258,9 @@ def reshard(module: nn.Module) -> None:
     """Have FSDP 2 forget the whole weights that it keeps after a pass without a backward pass: they are those of before
     an exchange or an update. And a module shows its shards then."""
     for part in module.modules():
-        if hasattr(part, "reshard"):
-            part.reshard()
+        forget = getattr(part, "reshard", None)
+        if callable(forget):
+            forget()
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ class EMATeacherMixin(TuningMixin):
             self.ema_teacher = teacher
             if makes:
                 teacher._device_mesh = mesh
-                super(EMATeacherMixin, teacher).configure_model()
+                super(EMATeacherMixin, teacher).configure_model()  # type: ignore[misc]
                 teacher.requires_grad_(False).eval()
 
     def _make_teacher(self) -> None:
