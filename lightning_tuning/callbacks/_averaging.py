@@ -125,7 +125,6 @@ class AveragingCallback(CountedSteps):
                 "average. Set ema_teacher_evaluates: false, or remove one of the two."
             )
 
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._start_steps = math.ceil(duration_of(self.start).steps(trainer))
