@@ -5,6 +5,7 @@ from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
 from .early_stop import EarlyStop
+from .checkpoint_soup import CheckpointSoup
 from .exact_resume import ExactResume
 from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
@@ -12,8 +13,10 @@ from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
 from .lr_range_test import LRRangeTest
 from .monitor_check import MonitorCheck
+from .post_hoc_ema import PostHocEMA
 from .robust_accuracy import RobustAccuracy
 from .schedule import Schedule
+from .snapshot_ensemble import SnapshotEnsemble
 from .spike_guard import SpikeGuard
 from .term_gradients import TermGradients
 from .weight_ema import WeightEMA
@@ -25,6 +28,7 @@ __all__ = [
     "AutoClip",
     "BatchNormRecalibration",
     "EarlyStop",
+    "CheckpointSoup",
     "ExactResume",
     "FiniteGuard",
     "GradientCentralization",
@@ -32,8 +36,10 @@ __all__ = [
     "GradientNorm",
     "LRRangeTest",
     "MonitorCheck",
+    "PostHocEMA",
     "RobustAccuracy",
     "Schedule",
+    "SnapshotEnsemble",
     "SpikeGuard",
     "TermGradients",
     "WeightEMA",

@@ -14,12 +14,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
 from lightning_tuning.errors import NoEffectError, check_choice
-from lightning_tuning.functional import Trained, WeightAverage, assign_, parts_named, trained_parts
+from lightning_tuning.functional import Trained, WeightAverage, assign_, parts_named, reshard, trained_parts
 from lightning_tuning.timing.durations import check_duration, duration_of
 
 from ._counted_steps import CountedSteps
@@ -112,22 +111,26 @@ class AveragingCallback(CountedSteps):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_fit_start(trainer, pl_module)
         name, host = type(self).__name__, type(pl_module).__name__
         if self._average is None and not averaged_parts(pl_module).parameters:
             raise NoEffectError(f"{name} would do nothing: {host} has no trained parameter. Remove the callback.")
+        if self.buffers == "recompute" and pl_module._device_mesh is not None and averaged_parts(pl_module).statistics:
+            raise MisconfigurationException(
+                f"{name} cannot recompute batch norm's statistics under {type(trainer.strategy).__name__}, where no "
+                "process holds all weights. Write buffers: average."
+            )
         if getattr(pl_module, "ema_teacher_evaluates", False) and "ema_teacher" in pl_module._modules:
             rank_zero_warn(
                 f"{name}: EMATeacherMixin answers in evaluation mode, so validations measure its teacher and not this "
                 "average. Set ema_teacher_evaluates: false, or remove one of the two."
             )
 
-        if self.validate_raw:
-            self._raw_validation = RawValidation(trainer)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         self._start_steps = math.ceil(duration_of(self.start).steps(trainer))
         self._trained = _trained(trainer)
+        if self.validate_raw:
+            self._raw_validation = RawValidation(trainer)
         if self._average is not None:
             self._average.add(self._parts(pl_module))
             self._average.place()
@@ -288,10 +291,6 @@ def _trained(trainer: Trainer) -> list[bool]:
     return [p.requires_grad for o in trainer.optimizers for group in o.param_groups for p in group["params"]]
 
 
-def _reshard(module: nn.Module) -> None:
-    """Have FSDP 2 forget the whole weights that it keeps after a pass without a backward pass."""
-    if isinstance(module, LightningModule) and module._device_mesh is None:
-        return
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
+def _reshard(pl_module: LightningModule) -> None:
+    if pl_module._device_mesh is not None:
+        reshard(pl_module)

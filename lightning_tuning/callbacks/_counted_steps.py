@@ -24,7 +24,8 @@ class CountedSteps(Callback):
         self._stepped = False
         self._handles: list[RemovableHandle] = []
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not before: restoring a sharded optimizer steps it.
         self._release()
         self._handles = after_each_step(trainer.optimizers, self._note_step)
 

@@ -20,6 +20,7 @@ from .centralization import centralize_
 from .clipping import NormHistory, adaptive_clip_, unit_norms
 from .consistency import ensemble_target, mean_teacher_loss, squared_difference, temporal_ensembling_loss
 from .constraint import max_norm_, power_iteration, spectral_norm
+from .cycles import cycle_factor, cycle_length
 from .distillation import (
     Decoupled,
     blend_targets,
@@ -67,7 +68,7 @@ from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
 from .unit_health import idle_units, off_below, run_lengths, saturated, variation
 from .virtual_adversarial import fisher_product, softmax_curvature
-from .weight_average import Trained, WeightAverage, assign_, parts_named, trained_parts
+from .weight_average import Trained, WeightAverage, assign_, parts_named, reshard, trained_parts
 
 __all__ = [
     "ANNEALINGS",
@@ -100,6 +101,8 @@ __all__ = [
     "class_probabilities",
     "counted",
     "curriculum_thresholds",
+    "cycle_factor",
+    "cycle_length",
     "decoupled_distillation",
     "default_step_size",
     "disagreement",
@@ -167,6 +170,7 @@ __all__ = [
     "ramp_factor",
     "random_directions",
     "recalibrate_batch_norm",
+    "reshard",
     "rotate_quarters",
     "run_lengths",
     "sam_ascent",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -44,8 +44,8 @@ class TuningMixin(LightningModule):
     """The argument values at which a training run is bitwise that of the bare host."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Methods that the host must define."""
-    sharded: ClassVar[bool] = False
-    """Whether it is right when each process holds only a part of every parameter."""
+    sharded: ClassVar[bool | Literal["fsdp2"]] = False
+    """Whether it is right when each process holds only a part of every parameter; ``fsdp2``: under FSDP 2 alone."""
     tasks: ClassVar[tuple[str, ...]] = ("multiclass", "multilabel", "regression")
     """The kinds of target it makes sense for."""
     changes: ClassVar[tuple[str, ...]] = ()
@@ -284,7 +284,8 @@ class TuningMixin(LightningModule):
                 "self.automatic_optimization = False. Remove that line, or the mixins."
             )
         strategy = type(self.trainer.strategy).__name__
-        unfit = ", ".join(t.__name__ for t in active if not t.sharded)
+        fit = (True, "fsdp2") if strategy == "ModelParallelStrategy" else (True,)
+        unfit = ", ".join(t.__name__ for t in active if t.sharded not in fit)
         if unfit and strategy in _SHARDED_STRATEGIES:
             raise MisconfigurationException(
                 f"{unfit} cannot train under {strategy}, which splits each parameter over the processes. "

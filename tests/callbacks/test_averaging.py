@@ -15,7 +15,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from lightning_tuning import EMATeacherMixin, ExactResume, compose
-from lightning_tuning.callbacks import WeightEMA, _gradients
+from lightning_tuning.callbacks import FiniteGuard, WeightEMA, _gradients
 from lightning_tuning.callbacks._averaging import AveragedState, averaged_parts
 from lightning_tuning.errors import NoEffectError
 from tests.contract.nets import Host, assert_equal_state, loaders, trainer
@@ -392,6 +392,21 @@ def test_a_compiled_part(tmp_path):
     again = make(Compiled, seed=7)
     fit(again, [ema()], tmp_path, max_epochs=1, ckpt_path=tmp_path / "a.ckpt")
     assert_equal_state(state(again), state(net))  # though there was nothing left to train
+
+
+class Spoiled(Host):
+    """One batch of each epoch has a loss that is not finite."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 1 else 1.0)
+
+
+def test_a_step_that_a_guard_refused_is_none(tmp_path):
+    net, callback = make(Spoiled), ema(start="2st")
+    fit(net, [callback, FiniteGuard()], tmp_path)
+    assert callback._steps == 3 * (STEPS - 1)
+    assert callback._updates == 3 * (STEPS - 1) - 2
+    assert all(torch.isfinite(value).all() for value in net.state_dict().values())
 
 
 # Who may take part.

@@ -1,4 +1,4 @@
-"""WeightEMA under FSDP 2: two gloo processes, each of which holds a part of every parameter."""
+"""Averages under FSDP 2: two gloo processes, each of which holds a part of every parameter."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_tuning import EMATeacherMixin, MeanTeacherMixin
 from lightning_tuning.callbacks import WeightEMA
 from tests.contract.nets import assert_equal_state, trainer
 
@@ -39,14 +40,27 @@ class Net(pl.LightningModule):
             fully_shard(self.net[2], mesh=mesh)
             fully_shard(self.net, mesh=mesh)
 
+    def forward(self, x):
+        return self.net(x)
+
+    def compute_loss(self, logits, target):
+        return F.cross_entropy(logits, target)
+
     def training_step(self, batch, batch_idx):
-        return F.cross_entropy(self.net(batch[0]), batch[1])
+        return self.compute_loss(self(batch[0]), batch[1])
 
     def validation_step(self, batch, batch_idx):
         self.log("val/loss", self.training_step(batch, batch_idx), sync_dist=True)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.3, momentum=0.9)
+
+
+class Taught(EMATeacherMixin, MeanTeacherMixin, Net):
+    """Learns from a teacher, which answers in validation."""
+
+    def __init__(self, sharded=True):
+        super().__init__(sharded=sharded, ema_teacher_decay=0.8, mean_teacher_weight=1.0)
 
 
 def data():
@@ -63,8 +77,8 @@ class Measured(pl.Callback):
         self.losses.append(float(trainer.callback_metrics["val/loss"]))
 
 
-def train(folder, sharded, epochs=4, ckpt_path=None, distributed=False, keep=None, callback=None):
-    net, measured, callback = Net(sharded), Measured(), callback or WeightEMA(decay=0.8, start="2st")
+def train(folder, sharded, epochs=4, ckpt_path=None, distributed=False, keep=None, callback=None, kind=Net):
+    net, measured, callback = kind(sharded), Measured(), callback or WeightEMA(decay=0.8, start="2st")
     settings = {}
     if sharded:
         strategy = ModelParallelStrategy(2, 1, save_distributed_checkpoint=distributed)
@@ -82,7 +96,7 @@ def train(folder, sharded, epochs=4, ckpt_path=None, distributed=False, keep=Non
     whole = {
         name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for name, p in net.named_parameters()
     }
-    return {"state": whole, "losses": measured.losses, "updates": callback._updates}
+    return {"state": whole, "losses": measured.losses, "updates": getattr(callback, "_updates", 0)}
 
 
 def work(rank, port, folder, arguments, results):
@@ -139,3 +153,24 @@ def test_a_resumed_run_is_the_straight_one(distributed, tmp_path):
     resumed = train_on_two(tmp_path, distributed=distributed, ckpt_path=tmp_path / "kept.ckpt")
     assert_equal_state(straight["state"], resumed["state"])
     assert straight["losses"][2:] == resumed["losses"]
+
+
+def test_a_teacher_of_two_shards_is_that_of_one_process(tmp_path):
+    arguments = {"kind": Taught, "callback": pl.Callback()}
+    one = train(tmp_path, sharded=False, **arguments)
+    found = train_on_two(tmp_path, keep="kept", **arguments)
+    assert any(name.startswith("ema_teacher") for name in one["state"])
+    assert found["losses"] == pytest.approx(one["losses"], abs=1e-6)
+    assert found["state"].keys() == one["state"].keys()
+    for name, value in one["state"].items():
+        torch.testing.assert_close(found["state"][name], value)
+    resumed = train_on_two(tmp_path, ckpt_path=tmp_path / "kept.ckpt", **arguments)
+    assert_equal_state(found["state"], resumed["state"])
+    assert found["losses"][2:] == resumed["losses"]
+
+
+def test_teacher_and_average_together(tmp_path):
+    one = train(tmp_path, sharded=False, kind=Taught)
+    found = train_on_two(tmp_path, kind=Taught)
+    for name, value in one["state"].items():
+        torch.testing.assert_close(found["state"][name], value)
