@@ -57,6 +57,8 @@ def draw_lr_range(found: LRRange, own_lr: float, rule: str) -> Figure:
     axes = figure.add_subplot()
     if found.mode == "exponential":
         axes.set_xscale("log")
+    if not found.lrs:
+        axes.set_xlim(own_lr / 10, own_lr * 10)
     axes.plot(found.lrs, found.losses, color="0.75", linewidth=1, label="loss of each step")
     axes.plot(found.lrs, found.averages, color="0.15", linewidth=1.8, label="average")
     axes.axvline(own_lr, color="0.5", linestyle=":", label=f"configured: {own_lr:.3g}")

@@ -40,8 +40,8 @@ class LRRangeTest(Callback):
         max_lr: Last learning rate, above ``min_lr``.
         steps: Optimizer steps of the test, at least 10.
         mode: ``exponential`` raises the rate by equal factors, ``linear`` by equal differences.
-        rule: Which suggestion is taken. ``valley``: the middle of the longest fall of the loss; ``steepest``: where it
-            falls fastest over the logarithm of the rate; ``minimum``: a tenth of the rate at its minimum;
+        rule: Which suggestion is taken. ``steepest``: where the loss falls fastest over the logarithm of the rate;
+            ``minimum``: a tenth of the rate at its minimum; ``valley``: the middle of its longest fall;
             ``divergence``: ``divergence_fraction`` of the rate at which it diverged.
         apply: Whether the run trains at the suggestion of ``rule``. The schedules' base rates are scaled too.
             Otherwise it is only reported.
@@ -60,7 +60,7 @@ class LRRangeTest(Callback):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[LRRangeTest(apply=True, rule="steepest")], logger=False, accelerator="cpu")
+        >>> trainer = Trainer(callbacks=[LRRangeTest(apply=True, rule="minimum")], logger=False, accelerator="cpu")
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LRRangeTest(Callback):
         max_lr: float = 10.0,
         steps: int = 100,
         mode: Literal["exponential", "linear"] = "exponential",
-        rule: Literal["valley", "steepest", "minimum", "divergence"] = "valley",
+        rule: Literal["steepest", "minimum", "valley", "divergence"] = "steepest",
         apply: bool = False,
         smoothing: float = 0.8,
         divergence_factor: float = 4.0,

@@ -48,6 +48,7 @@ from .gating import (
 from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orthonormal
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .interpolation import interpolation_consistency
+from .lr_range import lr_sweep, suggest_lr
 from .mart import mart_divergence, mart_margin
 from .mixing import Box, dominant_shares, mix, paste, sample_beta, sample_box, squares
 from .mixmatch import mixmatch_loss, rotate_quarters
@@ -145,6 +146,7 @@ __all__ = [
     "kl_divergence",
     "l1_norm",
     "logit_distance",
+    "lr_sweep",
     "mart_divergence",
     "mart_margin",
     "max_norm_",
@@ -194,6 +196,7 @@ __all__ = [
     "squares",
     "start_of",
     "step_was_skipped",
+    "suggest_lr",
     "symmetric_kl_divergence",
     "temporal_ensembling_loss",
     "tracking_batch_norms",

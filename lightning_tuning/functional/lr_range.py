@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-LR_RULES = ("valley", "steepest", "minimum", "divergence")
+LR_RULES = ("steepest", "minimum", "valley", "divergence")
 
 
 def lr_sweep(low: float, high: float, steps: int, mode: str = "exponential") -> list[float]:
@@ -83,9 +83,9 @@ def suggest_lr(
 
     The first tenth of the points is left out, where the average is of few losses.
 
-    - ``valley``: the middle of the longest fall of the loss;
     - ``steepest``: where the loss falls fastest over the logarithm of the rate, before its minimum;
     - ``minimum``: a tenth of the rate at the minimum;
+    - ``valley``: the middle of the longest fall of the loss;
     - ``divergence``: a fraction of the rate at which the loss diverged.
 
     Args:
@@ -100,12 +100,12 @@ def suggest_lr(
     Example:
         >>> lrs = [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]
         >>> suggest_lr(lrs, [2.3, 2.2, 2.0, 0.9, 0.5, 4.0], diverged_at=10.0)
-        {'valley': 0.01, 'steepest': 0.1, 'minimum': 0.1, 'divergence': 1.0}
+        {'steepest': 0.1, 'minimum': 0.1, 'valley': 0.01, 'divergence': 1.0}
     """
     skip = len(lrs) // 10
     lrs, losses = lrs[skip:], losses[skip:]
     found: dict[str, float | None] = dict.fromkeys(LR_RULES)
-    if diverged_at is not None:
+    if diverged_at is not None and losses:
         found["divergence"] = fraction * diverged_at
     lowest = min(range(len(losses)), key=losses.__getitem__) if losses else 0
     if lowest == 0:  # the loss never fell

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LinearLR, OneCycleLR, S
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_tuning import AutoClip, ExactResume, GradientNoise, LRRangeTest
+from lightning_tuning import AutoClip, ExactResume, GradientNoise, ImageClassifier, LRRangeTest, Schedule
 from lightning_tuning.errors import InvalidValueError
 from tests.contract.nets import Host, assert_equal_state, loaders, make, trainer
 from tests.contract.settings import ROWS, Setting
@@ -157,6 +157,51 @@ def test_beside_callbacks_that_edit_gradients_and_change_the_accumulation(tmp_pa
         return [ExactResume(seed=1), AutoClip(history=4), GradientNoise(), GradientAccumulationScheduler({0: 2, 1: 1})]
 
     assert_same_run(lambda: (Rich(), shuffled()), tmp_path, others=others)
+
+
+def schedules():
+    return [Schedule("lr", "cosine", warmup="3st"), Schedule("weight_decay", "linear(end=0.1)")]
+
+
+def test_beside_schedules(tmp_path):
+    assert_same_run(lambda: (make("sam"), loaders(DATA, 8)), tmp_path, others=schedules)
+    with_its_own = {"schedule": "cosine", "warmup_steps": 3, "optimizer": "adamw"}
+    assert_same_run(lambda: (classifier(**with_its_own), pixels()), tmp_path / "own")
+
+
+def classifier(**kwargs):
+    return ImageClassifier(network="mlp", in_channels=2, image_size=5, num_classes=3, **kwargs)
+
+
+def pixels():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(32, 2, 5, 5, generator=generator), torch.randint(3, (32,), generator=generator)
+    return DataLoader(TensorDataset(x, y), 8, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("how", ["callback", "layer decay", "host"])
+def test_a_schedule_goes_on_from_the_applied_rate(how, tmp_path):
+    """It begins with its warm-up at the rate that was found, and is what it is in a run configured with that rate."""
+    own = {"schedule": "cosine", "warmup_steps": 3} if how == "host" else {}
+    decay = 0.5 if how == "layer decay" else None
+
+    def run(lr, *callbacks):
+        torch.manual_seed(0)
+        net, rates = classifier(lr=lr, optimizer="sgd", **own), Batches()
+        shaped = [] if own else [Schedule("lr", "cosine", warmup="3st", layer_decay=decay)]
+        trainer(tmp_path, callbacks=[*shaped, *callbacks, rates], max_epochs=2).fit(net, pixels())
+        return net, [seen[3] for seen in rates.seen if len(seen) > 2]
+
+    test = LRRangeTest(min_lr=1e-4, max_lr=10.0, steps=30, apply=True)
+    found, rates = run(0.001, test)
+    lr = test.suggestions["steepest"]
+    assert lr > 0.002
+    configured, expected = run(lr)
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+    assert max(rates[2]) == pytest.approx(lr)
+    assert rates[0][-1] == pytest.approx(lr / 3)
+    for mine, theirs in zip(found.parameters(), configured.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("persistent", [False, True])
