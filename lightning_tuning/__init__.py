@@ -81,6 +81,7 @@ _HOME = {
         "AutoClip",
         "ExactResume",
         "GradientCentralization",
+        "GradientHistogram",
         "GradientNoise",
         "GradientNorm",
         "MonitorCheck",

@@ -4,6 +4,7 @@ from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .exact_resume import ExactResume
 from .gradient_centralization import GradientCentralization
+from .gradient_histogram import GradientHistogram
 from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
 from .monitor_check import MonitorCheck
@@ -15,6 +16,7 @@ __all__ = [
     "AutoClip",
     "ExactResume",
     "GradientCentralization",
+    "GradientHistogram",
     "GradientNoise",
     "GradientNorm",
     "MonitorCheck",
