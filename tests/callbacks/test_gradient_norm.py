@@ -61,6 +61,11 @@ class Witness(Callback):
             self.after.append(self.norms(pl_module))
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 class Net(LightningModule):
     def __init__(self, fused: bool = False) -> None:
         super().__init__()
@@ -84,7 +89,9 @@ def loader() -> DataLoader:
     return DataLoader(TensorDataset(x, y), batch_size=4)
 
 
-def fit(module: LightningModule, *callbacks: Callback, logger: Any = None, **settings: Any) -> Recorder:
+def fit(
+    module: LightningModule, *callbacks: Callback, logger: Any = None, ckpt_path: Any = None, **settings: Any
+) -> Recorder:
     recorder = Recorder()
     settings = {"log_every_n_steps": 1, "accelerator": "cpu", "max_epochs": 2} | settings
     if settings.get("precision") == "16-mixed":  # the Trainer itself would turn it into bf16 on a CPU
@@ -98,9 +105,9 @@ def fit(module: LightningModule, *callbacks: Callback, logger: Any = None, **set
         enable_model_summary=False,
         **settings,
     )
-    trainer.fit(module, loader())
-    assert "clip_grad_by_norm" not in vars(trainer.precision_plugin)
-    assert "clip_grad_by_value" not in vars(trainer.precision_plugin)
+    trainer.fit(module, loader(), ckpt_path=ckpt_path)
+    assert not {"clip_grad_by_norm", "_clip_gradients"} & vars(trainer.precision_plugin).keys()
+    assert not any(optimizer._optimizer_step_post_hooks for optimizer in trainer.optimizers)
     return recorder
 
 
