@@ -29,8 +29,10 @@ class ClippedShare:
         self._clipped: Tensor | float = 0.0
 
     def note(self, norm: Tensor | None, limit: float) -> None:
-        """The step under way clips to ``limit`` a gradient of this norm, where a truth value is a norm and 0.5 its limit.
-        None: nothing is known of it yet."""
+        """The step under way clips a gradient of this norm to ``limit``; a truth value is a norm with the limit 0.5.
+
+        None: nothing is known of it yet.
+        """
         self._noted = None if norm is None else (norm, limit)
 
     def count(self) -> None:

@@ -38,7 +38,7 @@ def norm_map(steps: NDArray[Any], names: list[str], values: NDArray[Any], title:
     axes = figure.add_subplot()
     colours = colormaps["viridis"].with_extremes(under="black", over="red", bad="lightgrey")
     rows = values[:, chosen].T
-    shown = np.where(rows == 0, low / 10, rows)
+    shown = np.where(rows == 0, low / 10, np.where(np.isinf(rows), 10 * high, rows))  # infinity would be masked
     mesh = axes.pcolormesh(
         _edges(steps), np.arange(len(chosen) + 1), shown, norm=LogNorm(low, max(high, low * 1.01)), cmap=colours
     )
@@ -50,9 +50,7 @@ def norm_map(steps: NDArray[Any], names: list[str], values: NDArray[Any], title:
     return figure
 
 
-def histogram_maps(
-    steps: NDArray[Any], names: list[str], counts: NDArray[Any], lowest: int, title: str
-) -> Figure:
+def histogram_maps(steps: NDArray[Any], names: list[str], counts: NDArray[Any], lowest: int, title: str) -> Figure:
     """A panel a layer: the share of the elements in each octave over the steps, zeros and what is not finite left out.
 
     Args:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_tuning.errors import check_choice, check_count
-from lightning_tuning.functional.magnitude import HIGHEST, LOWEST, OCTAVES, magnitude_counts
+from lightning_tuning.functional import magnitude_counts
+from lightning_tuning.functional.magnitude import HIGHEST, LOWEST, OCTAVES
 
 from ._gradients import holds_whole_gradients, remaining_scale
 from ._heat_maps import histogram_maps
@@ -23,7 +24,11 @@ from ._layer_names import names_by_layer
 from ._pictures import run_folder, save_picture
 from ._timeline import Timeline
 
-_TITLES = {"gradient": "magnitudes of the gradient", "weight": "magnitudes of the weights", "update": "sizes of updates"}
+_TITLES = {
+    "gradient": "magnitudes of the gradient",
+    "weight": "magnitudes of the weights",
+    "update": "sizes of updates",
+}
 
 
 class GradientHistogram(Callback):

@@ -45,6 +45,7 @@ from .gating import (
 from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orthonormal
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .interpolation import interpolation_consistency
+from .magnitude import magnitude_counts
 from .mart import mart_divergence, mart_margin
 from .mixing import Box, dominant_shares, mix, paste, sample_beta, sample_box, squares
 from .mixmatch import mixmatch_loss, rotate_quarters
@@ -126,6 +127,7 @@ __all__ = [
     "kl_divergence",
     "l1_norm",
     "logit_distance",
+    "magnitude_counts",
     "mart_divergence",
     "mart_margin",
     "max_norm_",

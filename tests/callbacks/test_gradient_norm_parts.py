@@ -9,20 +9,24 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
 
 from lightning_tuning import SAMMixin, compose
-from lightning_tuning.callbacks import AdaptiveGradientClipping, AutoClip, GradientNorm, _clipped_share
+from lightning_tuning.callbacks import AdaptiveGradientClipping, AutoClip, GradientNorm, _clipped_share, gradient_norm
 from lightning_tuning.callbacks._clipped_share import ClippedShare
+from lightning_tuning.callbacks._heat_maps import norm_map
 from tests.contract.test_contract import Overflow
 
-from .test_gradient_norm import Net, TwoOptimizers, Witness, fit
+from .test_gradient_norm import Net, TwoOptimizers, Witness, fit, loader
 
 LAYERS = ("body.0", "body.2", "head")
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without the time that it takes to draw."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gradient_norm, "norm_map", lambda *args: Figure(figsize=(1, 1)))
 
 
 class Own(Net):
@@ -226,7 +230,8 @@ def test_the_callbacks_place_among_others_does_not_matter_without_clipping() -> 
     assert [row["total"] for row in rows.values()] == pytest.approx([n["total"] for n in witness.before], rel=1e-5)
 
 
-def test_the_picture_and_what_is_in_it(tmp_path: Any) -> None:
+def test_the_picture_and_what_is_in_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradient_norm, "norm_map", norm_map)
     callback = GradientNorm("layer")
     witness = Witness(*LAYERS)
     fit(Net(), witness, callback, log_every_n_steps=3, max_epochs=1)
@@ -239,6 +244,17 @@ def test_the_picture_and_what_is_in_it(tmp_path: Any) -> None:
     (tmp_path / "gradient_norm.png").unlink()
     fit(Net(), GradientNorm(), log_every_n_steps=3, max_epochs=1)
     assert not (tmp_path / "gradient_norm.png").exists()
+
+
+def test_the_colours_of_the_picture() -> None:
+    values = np.array([[1.0, 0.0], [100.0, np.nan], [np.inf, 10.0]])
+    mesh = norm_map(np.array([0, 10, 20]), ["a", "b"], values, "title").axes[0].collections[0]
+    colours = mesh.to_rgba(mesh.get_array())
+    assert mesh.norm.vmin == 1.0
+    assert mesh.norm.vmax == 100.0
+    assert colours[0, 2].tolist() == [1.0, 0.0, 0.0, 1.0]  # infinite: red
+    assert colours[1, 0].tolist() == [0.0, 0.0, 0.0, 1.0]  # zero: black
+    assert colours[1, 1, :3].tolist() == pytest.approx([211 / 255] * 3)  # no gradient: light grey
 
 
 def test_a_diverged_run_leaves_its_picture(tmp_path: Any) -> None:
@@ -258,8 +274,6 @@ def test_a_diverged_run_leaves_its_picture(tmp_path: Any) -> None:
         enable_progress_bar=False,
         accelerator="cpu",
     )
-    from .test_gradient_norm import loader
-
     with pytest.raises(FloatingPointError):
         trainer.fit(Diverging(), loader())
     _, _, values = callback._timeline.arrays()
