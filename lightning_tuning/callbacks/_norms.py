@@ -97,7 +97,7 @@ class Look:
         return {name: norm / self.scale for name, norm in groups.items()}
 
     def norms(self, names: dict[nn.Parameter, str]) -> dict[str, float]:
-        """``total`` and each group, if there are several: before clipping, and with the ending ``_clipped`` after it."""
+        """``total`` and each group, if there are several: before clipping, and as ``<name>_clipped`` after it."""
         values = {"total": self.before.total.item() / self.scale} | _if_several(self.groups(names))
         if self.max_norm is not None:
             factor = min(self.max_norm / (self.before.total.item() + 1e-6), 1.0)

@@ -24,34 +24,30 @@ from ._layer_names import names_by_layer
 from ._pictures import run_folder, save_picture
 from ._timeline import Timeline
 
-_TITLES = {
-    "gradient": "magnitudes of the gradient",
-    "weight": "magnitudes of the weights",
-    "update": "sizes of updates",
-}
+_TITLES = {kind: f"magnitudes of the {kind}s" for kind in ("gradient", "weight", "update")}
 
 
 class GradientHistogram(Callback):
     """Collects histograms of the magnitudes of each layer's gradients and, on demand, of its weights and updates.
 
-    Every ``every_n_steps`` optimizer steps it counts how many elements lie in each octave (between two powers of 2), how
-    many are zero and how many are infinite or NaN. What it leaves:
+    Every ``every_n_steps`` optimizer steps it counts how many elements lie in each octave (between two powers of 2),
+    how many are zero and how many are infinite or NaN. What it leaves:
 
-    * ``gradient_histogram.npz`` in the run's folder: ``steps`` ``[T]``, ``layers`` ``[L]``, ``log2`` ``[65]`` (the edges of
-      the octaves) and for each of ``gradient``, ``weight`` and ``update`` that was asked for ``<name>`` ``[T, L, 64]``,
-      ``<name>_zeros`` and ``<name>_non_finite`` ``[T, L]``, all of them counts;
-    * ``gradient_histogram.png``, ``weight_histogram.png``, ``update_histogram.png``: a heat map for each layer, magnitude
-      over steps;
+    * ``gradient_histogram.npz`` in the run's folder: ``steps`` ``[T]``, ``layers`` ``[L]``, ``log2`` ``[65]`` (the edges
+      of the octaves) and for each of ``gradient``, ``weight`` and ``update`` that was asked for ``<name>``
+      ``[T, L, 64]``, ``<name>_zeros`` and ``<name>_non_finite`` ``[T, L]``, all of them counts;
+    * ``gradient_histogram.png``, ``weight_histogram.png``, ``update_histogram.png``: a heat map for each layer,
+      magnitude over steps;
     * ``gradient_histogram/zeros`` and ``gradient_histogram/non_finite`` at the loggers: the shares over all layers;
     * at Weights & Biases, where that is a logger, ``gradient_histogram/<layer>`` as histograms.
 
     Files and pictures are written at the end of the training, also after Ctrl-C or an error in a run of one process. Of
     the steps at most 512 are kept, spread evenly over the run; they are saved in checkpoints.
 
-    The gradient is the accumulated one under accumulation, the reduced one under DDP, the unscaled one under fp16, and the
-    one that the optimizer uses under SAM, but before the Trainer's clipping. Callbacks that edit gradients act in the order
-    of the list. The weights are those before the step, an update is what the step makes of them: zero if fp16's scaler
-    skips it. Nothing is computed at the other steps.
+    The gradient is the accumulated one under accumulation, the reduced one under DDP, the unscaled one under fp16, and
+    the one that the optimizer uses under SAM, but before the Trainer's clipping. Callbacks that edit gradients act in
+    the order of the list. The weights are those before the step, an update is what the step adds to them: zero if
+    fp16's scaler skips it. Nothing is computed at the other steps.
 
     Args:
         every_n_steps: Optimizer steps between two looks, at least 1; the first step is one.
@@ -173,10 +169,11 @@ class GradientHistogram(Callback):
 
 
 def _show(trainer: Trainer, kind: str, rows: dict[str, NDArray[Any]], step: int) -> None:
-    """Hand one step's histograms to Weights & Biases, and the shares of zeros and of what is not finite to all loggers."""
-    total = np.sum(list(rows.values()), axis=0, dtype=np.int64)
+    """Hand one step's histograms to Weights & Biases, and the shares of zeros and of non-finite values to all loggers."""
+    total = np.stack(list(rows.values())).sum(0, dtype=np.int64)
     shares = {"zeros": total[-2] / total.sum(), "non_finite": total[-1] / total.sum()}
-    trainer._logger_connector.log_metrics({f"{kind}_histogram/{name}": float(v) for name, v in shares.items()})
+    metrics: dict[str, Any] = {f"{kind}_histogram/{name}": float(share) for name, share in shares.items()}
+    trainer._logger_connector.log_metrics(metrics)
     edges = np.arange(LOWEST, HIGHEST + 2)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""GradientNorm: norms of gradients and updates, before and after clipping, taken from the clipping where there is one."""
+"""GradientNorm: norms of gradients before and after clipping, taken from the clipping itself, and of updates."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class GradientNorm(StepFollower):
       of the weights before. About 1e-3 is usual.
 
     The values are unscaled under fp16, those of the accumulated gradient under accumulation, those of the reduced
-    gradient under DDP, and NaN or infinite where the gradient is. Nothing is computed between logging steps: clipping by
-    norm computes the norm anyway, and it is taken from there. The weights stay bitwise the same.
+    gradient under DDP, and NaN or infinite where the gradient is. Nothing is computed between logging steps: clipping
+    by norm computes the norm anyway, and it is taken from there. The weights stay bitwise the same.
 
     With ``group_by`` other than ``optimizer`` the norms are drawn at the end as ``gradient_norm.png`` in the run's
     folder: one row a group, one column a logging step.
@@ -63,8 +63,8 @@ class GradientNorm(StepFollower):
 
     Args:
         group_by: ``optimizer`` makes a group of each of the optimizer's parameter groups, called by the group's
-            ``name`` or else ``group<i>``; ``module`` makes one of each submodule, ``layer`` one of each module that owns
-            parameters, ``parameter`` one of each parameter.
+            ``name`` or else ``group<i>``; ``module`` makes one of each submodule, ``layer`` one of each module that
+            owns parameters, ``parameter`` one of each parameter.
         depth: With ``group_by: module``, how many levels of submodules make a name, at least 1: ``encoder`` at 1,
             ``encoder.layer1`` at 2.
         update_ratio: Whether the update-to-weight ratio is taken. For the length of a logging step it holds a copy of
@@ -112,7 +112,7 @@ class GradientNorm(StepFollower):
                 " there. Train on a single device or with DDP to see the norms, or remove the callback."
             )
             return
-        if not trainer.loggers or trainer.log_every_n_steps == 0:
+        if not trainer.loggers or trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             return
         self._find_clipping(trainer, pl_module)
         self._plugin = plugin = trainer.precision_plugin
