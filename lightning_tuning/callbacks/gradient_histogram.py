@@ -33,7 +33,7 @@ class GradientHistogram(Callback):
     Every ``every_n_steps`` optimizer steps it counts how many elements lie in each octave (between two powers of 2),
     how many are zero and how many are infinite or NaN. What it leaves:
 
-    * ``gradient_histogram.npz`` in the run's folder: ``steps`` ``[T]``, ``layers`` ``[L]``, ``log2`` ``[65]`` (the edges
+    * ``gradient_histogram.npz`` in the run's folder: ``steps`` ``[T]``, ``layers`` ``[L]``, ``log2`` ``[65]`` (edges
       of the octaves) and for each of ``gradient``, ``weight`` and ``update`` that was asked for ``<name>``
       ``[T, L, 64]``, ``<name>_zeros`` and ``<name>_non_finite`` ``[T, L]``, all of them counts;
     * ``gradient_histogram.png``, ``weight_histogram.png``, ``update_histogram.png``: a heat map for each layer,
@@ -169,7 +169,7 @@ class GradientHistogram(Callback):
 
 
 def _show(trainer: Trainer, kind: str, rows: dict[str, NDArray[Any]], step: int) -> None:
-    """Hand one step's histograms to Weights & Biases, and the shares of zeros and of non-finite values to all loggers."""
+    """Hand a step's histograms to Weights & Biases, and the shares of zeros and non-finite values to all loggers."""
     total = np.stack(list(rows.values())).sum(0, dtype=np.int64)
     shares = {"zeros": total[-2] / total.sum(), "non_finite": total[-1] / total.sum()}
     metrics: dict[str, Any] = {f"{kind}_histogram/{name}": float(share) for name, share in shares.items()}
