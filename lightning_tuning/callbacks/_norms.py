@@ -61,18 +61,27 @@ class UpdateRatio:
         >>> _ = weight.data.add_(torch.tensor([0.0, 0.5]))
         >>> ratio.norms()
         ([0.5], [5.0])
+        >>> ratio.by_group({weight: "head"})
+        {'total': 0.1}
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self._parameters = parameters
+        self.parameters = parameters
         self._before = [p.detach().clone() for p in parameters]
 
     @torch.no_grad()
     def norms(self) -> tuple[list[float], list[float]]:
         """The norms of each parameter's update and of what it was before, in float32 at least."""
         before = [at_least_float32(p) for p in self._before]
-        moved = torch._foreach_sub([at_least_float32(p.detach()) for p in self._parameters], before)
+        moved = torch._foreach_sub([at_least_float32(p.detach()) for p in self.parameters], before)
         return _lengths(moved), _lengths(before)
+
+    def by_group(self, names: dict[nn.Parameter, str]) -> dict[str, float]:
+        """Update-to-weight ratios, ``total`` and each group, if there are several; none where all weights were zero."""
+        moved, weights = (_by_group(self.parameters, each, names) for each in self.norms())
+        total = {"total": math.hypot(*moved.values())}, {"total": math.hypot(*weights.values())}
+        moved, weights = total[0] | _if_several(moved), total[1] | _if_several(weights)
+        return {name: moved[name] / weights[name] for name in moved if weights[name]}
 
 
 def _lengths(tensors: Iterable[Tensor]) -> list[float]:
@@ -89,7 +98,6 @@ class Look:
     max_norm: float | None = None
     """What the norm is clipped to after it was taken."""
     after: Norms | None = None
-    ratio: UpdateRatio | None = None
 
     def groups(self, names: dict[nn.Parameter, str]) -> dict[str, float]:
         """The norm of each group before clipping."""
@@ -106,15 +114,6 @@ class Look:
             after = Look(self.after, self.scale).norms(names)
             values |= {f"{name}_clipped": value for name, value in after.items()}
         return values
-
-    def ratios(self, names: dict[nn.Parameter, str]) -> dict[str, float]:
-        """Update-to-weight ratios, ``total`` and each group, if there are several; none where all weights were zero."""
-        if self.ratio is None:
-            return {}
-        moved, weights = (_by_group(self.before.parameters, each, names) for each in self.ratio.norms())
-        total = {"total": math.hypot(*moved.values())}, {"total": math.hypot(*weights.values())}
-        moved, weights = total[0] | _if_several(moved), total[1] | _if_several(weights)
-        return {name: moved[name] / weights[name] for name in moved if weights[name]}
 
 
 def _by_group(

@@ -21,7 +21,7 @@ from lightning_tuning.functional.magnitude import HIGHEST, LOWEST, OCTAVES
 from ._gradients import holds_whole_gradients, remaining_scale
 from ._heat_maps import histogram_maps
 from ._layer_names import names_by_layer
-from ._pictures import run_folder, save_picture
+from ._pictures import run_folder, save_after_error, save_picture
 from ._timeline import Timeline
 
 _TITLES = {kind: f"magnitudes of the {kind}s" for kind in ("gradient", "weight", "update")}
@@ -111,7 +111,7 @@ class GradientHistogram(Callback):
         if self.weights:
             self._count("weight", held, [p.detach() for p in held])
         if self.updates:
-            self._before |= {p: p.detach().clone() for p in held}
+            self._before |= {p: p.detach().clone() for p in held if p not in self._before}
 
     def _count(self, kind: str, parameters: list[nn.Parameter], tensors: list[Tensor]) -> None:
         counts = magnitude_counts(tensors)
@@ -141,8 +141,7 @@ class GradientHistogram(Callback):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.world_size == 1:  # of several processes the others may not be here
-            self._save(trainer)
+        save_after_error(trainer, self._save)
 
     def _save(self, trainer: Trainer) -> None:
         arrays: dict[str, Any] = {}

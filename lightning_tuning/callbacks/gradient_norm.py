@@ -28,7 +28,7 @@ from ._gradients import (
 from ._heat_maps import norm_map
 from ._layer_names import names_by_layer
 from ._norms import Look, Norms, UpdateRatio
-from ._pictures import save_picture
+from ._pictures import save_after_error, save_picture
 from ._timeline import Timeline
 
 _GROUPS = ("optimizer", "module", "layer", "parameter")
@@ -97,6 +97,7 @@ class GradientNorm(StepFollower):
         self._clippers: list[Any] = []
         self._names: dict[nn.Parameter, str] = {}
         self._looks: dict[int, Look] = {}
+        self._updates: dict[int, UpdateRatio] = {}
         self._shares: dict[int, ClippedShare] = {}
         self._timeline = Timeline()
 
@@ -105,7 +106,7 @@ class GradientNorm(StepFollower):
             self._shares, self._timeline = {}, Timeline()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._names, self._looks = {}, {}
+        self._names, self._looks, self._updates = {}, {}, {}
         if not holds_whole_gradients(trainer.strategy):
             rank_zero_warn(
                 f"GradientNorm logs nothing under {type(trainer.strategy).__name__}: no rank holds whole gradients"
@@ -176,8 +177,8 @@ class GradientNorm(StepFollower):
             look.after = Norms(look.before.parameters, widen=True)
             if self._clipping == "other" and share is not None:
                 share.note((look.after.each < look.before.each).any(), 0.5)
-        if self.update_ratio:
-            look.ratio = UpdateRatio(look.before.parameters)
+        if self.update_ratio and index not in self._updates:  # LBFGS comes here several times in a step
+            self._updates[index] = UpdateRatio(look.before.parameters)
 
     def _clip_by_norm(self, trainer: Trainer, optimizer: Optimizer, clip_val: float) -> None:
         parameters = list(trainer.precision_plugin.main_params(optimizer))
@@ -206,6 +207,7 @@ class GradientNorm(StepFollower):
         if not self._looks:
             return
         looks, self._looks = self._looks, {}
+        updates, self._updates = self._updates, {}
         if not is_logging_step(trainer):
             return
         values: dict[str, float] = {}
@@ -218,7 +220,10 @@ class GradientNorm(StepFollower):
             if share is not None:
                 norms["clipped_share"] = share
             values |= {f"grad_norm/{prefix}{name}": value for name, value in norms.items()}
-            values |= {f"update_ratio/{prefix}{name}": value for name, value in look.ratios(self._names).items()}
+            if index in updates:
+                self._name_parameters(trainer, pl_module, updates[index].parameters)
+                ratios = updates[index].by_group(self._names)
+                values |= {f"update_ratio/{prefix}{name}": value for name, value in ratios.items()}
             rows |= {f"{prefix}{name}": value for name, value in look.groups(self._names).items()}
         trainer._logger_connector.log_metrics(values)  # type: ignore[arg-type]
         if self.group_by != "optimizer":
@@ -229,8 +234,7 @@ class GradientNorm(StepFollower):
         self._draw(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.world_size == 1:  # of several processes the others may not be here
-            self._draw(trainer)
+        save_after_error(trainer, self._draw)
         super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -280,3 +280,38 @@ def test_a_diverged_run_leaves_its_picture(tmp_path: Any) -> None:
     assert np.isfinite(values[:3]).all()
     assert np.isposinf(values[3]).all()
     assert list(tmp_path.rglob("gradient_norm.png"))
+
+
+def test_an_error_of_drawing_does_not_hide_the_error_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            if batch_idx == 2:
+                raise FloatingPointError
+            return super().training_step(batch, batch_idx)
+
+    def full(*args: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(gradient_norm, "save_picture", full)
+    with pytest.warns(UserWarning, match="disk full"), pytest.raises(FloatingPointError):
+        fit(Failing(), GradientNorm("layer"))
+
+
+def test_of_lbfgs_the_whole_step_is_the_update() -> None:
+    class Newton(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=4)
+
+    seen = Snapshots()
+    rows = fit(Newton(), seen, GradientNorm("layer"), max_epochs=1).ratios
+    for step, row in rows.items():
+        assert row["total"] == pytest.approx(seen.ratio(step), rel=1e-3)
+        assert row["head"] == pytest.approx(seen.ratio(step, "head"), rel=1e-3)
+
+
+def test_value_clipping_in_a_skipped_step_is_not_counted_later() -> None:
+    """The logging step is skipped: what was noted there must not pass for the step behind it."""
+    settings = {"precision": "16-mixed", "max_epochs": 1, "log_every_n_steps": 2, "gradient_clip_algorithm": "value"}
+    rows = fit(Net(), Overflow(1), GradientNorm(), gradient_clip_val=1e4, **settings).rows
+    assert "clipped_share" not in rows[1]
+    assert rows[3]["clipped_share"] == 0.0  # infinity was clipped in the skipped step
