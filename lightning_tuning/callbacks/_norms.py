@@ -30,7 +30,7 @@ class Norms:
 
     def __init__(self, parameters: Iterable[nn.Parameter], widen: bool = False) -> None:
         with_grad = [p for p in parameters if p.grad is not None]
-        grads = [cast(Tensor, p.grad) for p in with_grad]
+        grads = [stored(cast(Tensor, p.grad)) for p in with_grad]
         self.parameters: list[nn.Parameter] = []
         norms: list[Tensor] = []
         # The order of the norms decides the last bit of the total, so tensors are grouped as clipping groups them.
@@ -43,6 +43,11 @@ class Norms:
             self.parameters.extend(with_grad[i] for i in indices)
         self.each = torch.stack([norm.to(grads[0].device) for norm in norms]) if norms else torch.zeros(0)
         self.total = torch.linalg.vector_norm(self.each, 2.0)
+
+
+def stored(gradient: Tensor) -> Tensor:
+    """The elements of a gradient: of a sparse one those that it has, the rest being zero."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _grouped(grads: list[Tensor]) -> dict[Any, Any]:

@@ -21,6 +21,7 @@ from lightning_tuning.functional.magnitude import HIGHEST, LOWEST, OCTAVES
 from ._gradients import holds_whole_gradients, remaining_scale
 from ._heat_maps import histogram_maps
 from ._layer_names import names_by_layer
+from ._norms import stored
 from ._pictures import run_folder, save_after_error, save_picture
 from ._timeline import Timeline
 
@@ -105,7 +106,7 @@ class GradientHistogram(Callback):
             return
         if not all(p in self._names for p in held):
             self._names = dict.fromkeys(held, "other") | names_by_layer(pl_module, self.group_by)
-        gradients = [cast(Tensor, p.grad) for p in held]
+        gradients = [stored(cast(Tensor, p.grad)) for p in held]
         scale = remaining_scale(trainer, optimizer, gradients[0])
         self._count("gradient", held, gradients if scale is None else [g / scale for g in gradients])
         if self.weights:

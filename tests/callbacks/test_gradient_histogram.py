@@ -273,3 +273,32 @@ def test_sharded_strategies_and_bad_arguments(monkeypatch: pytest.MonkeyPatch, t
         GradientHistogram(0)
     with pytest.raises(InvalidValueError, match="group_by is 'module'"):
         GradientHistogram(group_by="module")  # type: ignore[arg-type]
+
+
+def test_sparse_gradients(tmp_path: Path) -> None:
+    class Embedded(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(10, 4, sparse=True)
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            x, y = batch
+            rows = torch.tensor([3, 5, 3, 5])  # twice each: the gradient has to be coalesced
+            return torch.nn.functional.mse_loss(self.head(self.body(x + self.table(rows))), y)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Norm(Callback):
+        def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+            self.value = pl_module.table.weight.grad.to_dense().double().norm().item()
+
+    seen, keep = Norm(), GradientNorm("layer")
+    fit(Embedded(), seen, keep, everything(), max_epochs=1, limit_train_batches=1)
+    file = np.load(tmp_path / "gradient_histogram.npz")
+    place = file["layers"].tolist().index("table")
+    assert file["gradient"][0, place].sum() == 8
+    assert file["update"][0, place].sum() == 8
+    assert file["update_zeros"][0, place] == 32
+    steps, names, values = keep._timeline.arrays()
+    assert values[0, names.index("table")] == pytest.approx(seen.value, rel=1e-5)
