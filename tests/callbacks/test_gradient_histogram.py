@@ -300,5 +300,19 @@ def test_sparse_gradients(tmp_path: Path) -> None:
     assert file["gradient"][0, place].sum() == 8
     assert file["update"][0, place].sum() == 8
     assert file["update_zeros"][0, place] == 32
-    steps, names, values = keep._timeline.arrays()
+    _, names, values = keep._timeline.arrays()
     assert values[0, names.index("table")] == pytest.approx(seen.value, rel=1e-5)
+
+
+@pytest.mark.parametrize("watching", [everything, lambda: GradientNorm("layer")], ids=["histogram", "norm"])
+@pytest.mark.parametrize("case", ["sam", "fp16 fused", "fp16, a step skipped", "clipping and accumulation"])
+def test_weights_are_bitwise_those_without_it(watching: Any, case: str) -> None:
+    weights = []
+    for callbacks in ([], [watching()]):
+        module = RATIO_NETS["sam"]() if case == "sam" else Net(fused=case == "fp16 fused")
+        settings: dict[str, Any] = {"precision": "16-mixed"} if "fp16" in case else {"gradient_clip_val": 0.5}
+        settings |= {"accumulate_grad_batches": 2} if "accumulation" in case else {}
+        others = [Overflow(1)] if "skipped" in case else []
+        fit(module, *callbacks, *others, **settings)
+        weights.append(module.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
