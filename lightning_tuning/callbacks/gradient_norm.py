@@ -30,6 +30,7 @@ from ._layer_names import names_by_layer
 from ._norms import Look, Norms, UpdateRatio
 from ._pictures import save_after_error, save_picture
 from ._timeline import Timeline
+from .auto_clip import AutoClip
 
 _GROUPS = ("optimizer", "module", "layer", "parameter")
 
@@ -121,9 +122,10 @@ class GradientNorm(StepFollower):
         if self._clipping == "norm":
             plugin.clip_grad_by_norm = partial(self._clip_by_norm, trainer)  # type: ignore[method-assign]
         if self._clipping:
-            for i in range(len(trainer.optimizers)):
-                self._shares.setdefault(i, ClippedShare())
+            self._shares = {i: self._shares.get(i, ClippedShare()) for i in range(len(trainer.optimizers))}
             self.follow_steps(trainer)
+        else:
+            self._shares = {}
 
     def _find_clipping(self, trainer: Trainer, module: LightningModule) -> None:
         behind, in_front = clipping_callbacks(trainer, self)
@@ -140,7 +142,7 @@ class GradientNorm(StepFollower):
         self._clippers = behind
         if by_trainer and not own and not behind and stock and trainer.gradient_clip_algorithm != "value":
             self._clipping = "norm"
-        elif not by_trainer and len(behind) == 1 and hasattr(behind[0], "clipped"):
+        elif not by_trainer and len(behind) == 1 and isinstance(behind[0], AutoClip):
             self._clipping = "auto_clip"
         else:
             self._clipping = "other" if by_trainer or behind else ""
