@@ -87,6 +87,7 @@ _HOME = {
         "ExactResume",
         "FiniteGuard",
         "GradientCentralization",
+        "GradientHistogram",
         "GradientNoise",
         "GradientNorm",
         "LRRangeTest",

@@ -9,6 +9,7 @@ from .checkpoint_soup import CheckpointSoup
 from .exact_resume import ExactResume
 from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
+from .gradient_histogram import GradientHistogram
 from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
 from .lr_range_test import LRRangeTest
@@ -32,6 +33,7 @@ __all__ = [
     "ExactResume",
     "FiniteGuard",
     "GradientCentralization",
+    "GradientHistogram",
     "GradientNoise",
     "GradientNorm",
     "LRRangeTest",

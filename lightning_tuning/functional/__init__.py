@@ -49,6 +49,7 @@ from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orth
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .interpolation import interpolation_consistency
 from .lr_range import lr_sweep, suggest_lr
+from .magnitude import magnitude_counts
 from .mart import mart_divergence, mart_margin
 from .mixing import Box, dominant_shares, mix, paste, sample_beta, sample_box, squares
 from .mixmatch import mixmatch_loss, rotate_quarters
@@ -147,6 +148,7 @@ __all__ = [
     "l1_norm",
     "logit_distance",
     "lr_sweep",
+    "magnitude_counts",
     "mart_divergence",
     "mart_margin",
     "max_norm_",
