@@ -5,6 +5,7 @@ from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
 from .early_stop import EarlyStop
+from .checkpoint_soup import CheckpointSoup
 from .exact_resume import ExactResume
 from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
@@ -14,6 +15,7 @@ from .lr_range_test import LRRangeTest
 from .monitor_check import MonitorCheck
 from .robust_accuracy import RobustAccuracy
 from .schedule import Schedule
+from .snapshot_ensemble import SnapshotEnsemble
 from .spike_guard import SpikeGuard
 from .term_gradients import TermGradients
 from .weight_ema import WeightEMA
@@ -25,6 +27,7 @@ __all__ = [
     "AutoClip",
     "BatchNormRecalibration",
     "EarlyStop",
+    "CheckpointSoup",
     "ExactResume",
     "FiniteGuard",
     "GradientCentralization",
@@ -34,6 +37,7 @@ __all__ = [
     "MonitorCheck",
     "RobustAccuracy",
     "Schedule",
+    "SnapshotEnsemble",
     "SpikeGuard",
     "TermGradients",
     "WeightEMA",

@@ -29,7 +29,7 @@ class RawValidation:
     def __call__(self) -> list[Any]:
         self.metrics = {}
         if not self._trainer.sanity_checking:
-            with _unseen(self._trainer):
+            with unseen(self._trainer):
                 for logged in self._run():
                     self.metrics.update(logged)
         return self._run()
@@ -39,7 +39,7 @@ class RawValidation:
 
 
 @contextmanager
-def _unseen(trainer: Trainer) -> Iterator[None]:
+def unseen(trainer: Trainer) -> Iterator[None]:
     """Nobody but the module takes part in what is run within it."""
     connector: Any = trainer._logger_connector
     val_loop = trainer.fit_loop.epoch_loop.val_loop

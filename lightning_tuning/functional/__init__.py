@@ -20,6 +20,7 @@ from .centralization import centralize_
 from .clipping import NormHistory, adaptive_clip_, unit_norms
 from .consistency import ensemble_target, mean_teacher_loss, squared_difference, temporal_ensembling_loss
 from .constraint import max_norm_, power_iteration, spectral_norm
+from .cycles import cycle_factor, cycle_length
 from .distillation import (
     Decoupled,
     blend_targets,
@@ -100,6 +101,8 @@ __all__ = [
     "class_probabilities",
     "counted",
     "curriculum_thresholds",
+    "cycle_factor",
+    "cycle_length",
     "decoupled_distillation",
     "default_step_size",
     "disagreement",

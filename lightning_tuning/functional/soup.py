@@ -16,6 +16,7 @@ class StateMean:
     state's: half a batch of a counter means nothing.
 
     Example:
+        >>> import torch
         >>> mean = StateMean()
         >>> mean.add({"w": torch.tensor([1.0]), "n": torch.tensor(3)})
         >>> mean.mean(also={"w": torch.tensor([2.0]), "n": torch.tensor(5)})
@@ -48,6 +49,7 @@ def uniform_soup(states: Sequence[State]) -> dict[str, Tensor]:
     """The mean of all states; they are taken out of the sequence one at a time.
 
     Example:
+        >>> import torch
         >>> uniform_soup([{"w": torch.zeros(1)}, {"w": torch.ones(1)}])
         {'w': tensor([0.5000])}
     """
@@ -57,13 +59,13 @@ def uniform_soup(states: Sequence[State]) -> dict[str, Tensor]:
     return mean.mean()
 
 
-def greedy_soup(states: Sequence[State], score: Callable[[State], float]) -> tuple[dict[str, Tensor], list[int]]:
+def greedy_soup(states: Sequence[State], score: Callable[[State, int], float]) -> tuple[dict[str, Tensor], list[int]]:
     """The mean of those states whose addition does not make it worse, the best ones tried first.
 
     Args:
         states: At least one; they are taken out of the sequence one at a time, twice.
-        score: How good a state is on held-out data, larger is better. Not on test data: what is chosen by a number is
-            not measured by it.
+        score: How good a state is on held-out data, larger is better; called with the state and the number of states
+            that it is the mean of. Not on test data: what is chosen by a number is not measured by it.
 
     Returns:
         The mean, and the positions of the states that are in it, in the order in which they came.
@@ -71,17 +73,18 @@ def greedy_soup(states: Sequence[State], score: Callable[[State], float]) -> tup
     Source: Wortsman et al., 2022, "Model soups", recipe 1.
 
     Example:
+        >>> import torch
         >>> states = [{"w": torch.tensor([w])} for w in (8.0, 1.0, -2.0)]
-        >>> greedy_soup(states, lambda state: -abs(state["w"].item()))
+        >>> greedy_soup(states, lambda state, count: -abs(state["w"].item()))
         ({'w': tensor([-0.5000])}, [1, 2])
     """
-    scores = [score(state) for state in states]
+    scores = [score(state, 1) for state in states]
     order = sorted(range(len(states)), key=lambda i: scores[i], reverse=True)
     soup, chosen, best = StateMean(), order[:1], scores[order[0]]
     soup.add(states[order[0]])
     for i in order[1:]:
         state = states[i]
-        value = score(soup.mean(also=state))
+        value = score(soup.mean(also=state), soup.count + 1)
         if value >= best:
             best = value
             soup.add(state)

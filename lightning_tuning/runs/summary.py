@@ -13,6 +13,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 def checkpoint_to_test(trainer: Trainer) -> str | None:
     """The best checkpoint that a monitored metric chose, else the last one written; None if there is none, or where the
     module itself has its best weights again."""
+    """What a callback made at the end of the fit (a soup), else the best checkpoint that a monitored metric chose, else
+    the last one written; None if there is none."""
+    made = [getattr(callback, "made_checkpoint", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    if any(made):
+        return str(next(path for path in made if path))
     callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     callbacks.sort(key=lambda callback: callback.monitor is None)
     if any(getattr(c, "restored", False) for c in trainer.early_stopping_callbacks):

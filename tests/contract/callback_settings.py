@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+import torch
 from lightning.pytorch import Callback
 
 from lightning_tuning.callbacks import (
@@ -14,6 +20,7 @@ from lightning_tuning.callbacks import (
     AutoClip,
     BatchNormRecalibration,
     EarlyStop,
+    CheckpointSoup,
     ExactResume,
     FiniteGuard,
     GradientCentralization,
@@ -23,6 +30,7 @@ from lightning_tuning.callbacks import (
     MonitorCheck,
     RobustAccuracy,
     Schedule,
+    SnapshotEnsemble,
     SpikeGuard,
     TermGradients,
     WeightEMA,
@@ -48,6 +56,19 @@ class CallbackSetting:
     """The keys it logs."""
 
 
+@functools.cache
+def ingredients() -> list[str]:
+    """Two checkpoints of the suite's host."""
+    from .nets import Host
+
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        torch.save({"state_dict": Host().state_dict()}, folder / f"{seed}.ckpt")
+    return sorted(map(str, folder.glob("*.ckpt")))
+
+
 CALLBACKS: dict[type[Callback], CallbackSetting] = {
     GradientCentralization: CallbackSetting(GradientCentralization),
     AdaptiveGradientClipping: CallbackSetting(
@@ -62,6 +83,9 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     GradientNoise: CallbackSetting(lambda: GradientNoise(seed=5), stateful=True, terms=("train/gradient_noise",)),
     BatchNormRecalibration: CallbackSetting(lambda: BatchNormRecalibration(batches=3), kind="steers"),
     ActivationHealth: CallbackSetting(lambda: ActivationHealth(every_n_steps=2), kind="watches"),
+    CheckpointSoup: CallbackSetting(
+        lambda: CheckpointSoup(ingredients(), monitor="val/loss", mode="min"), kind="steers"
+    ),
     GradientNorm: CallbackSetting(GradientNorm, kind="watches"),
     LRRangeTest: CallbackSetting(lambda: LRRangeTest(steps=12), kind="watches"),
     MonitorCheck: CallbackSetting(MonitorCheck, kind="watches"),
@@ -70,6 +94,7 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     FiniteGuard: CallbackSetting(lambda: FiniteGuard(action="rewind", rewind_every=3), kind="steers"),
     SpikeGuard: CallbackSetting(lambda: SpikeGuard(watch="both", sigma=1.0, window=4, warmup=2), kind="steers"),
     TermGradients: CallbackSetting(lambda: TermGradients(every_n_steps=2), kind="watches"),
+    SnapshotEnsemble: CallbackSetting(lambda: SnapshotEnsemble(cycles=2), kind="steers"),
     WeightEMA: CallbackSetting(lambda: WeightEMA(decay=0.9, start="2st"), kind="steers"),
     WeightSWA: CallbackSetting(lambda: WeightSWA(start="1st", every="1st", lr=0.02), kind="steers"),
     EarlyStop: CallbackSetting(lambda: EarlyStop("val/loss", patience=1, min_delta=10.0), kind="steers"),

@@ -59,11 +59,17 @@ def test_the_greedy_soup_is_the_papers(seed):
         return -round(abs(value), 1)  # rounded: an equal score is taken in
 
     given = [{"w": torch.tensor([v], dtype=torch.float64)} for v in values]
-    soup, chosen = greedy_soup(given, lambda state: score(state["w"].item()))
+    soup, chosen = greedy_soup(given, lambda state, count: score(state["w"].item()))
     assert chosen == by_hand(values, score)
     assert soup["w"].item() == pytest.approx(np.mean(values[chosen]))
 
 
 def test_an_equal_score_is_taken_in():
     given = [{"w": torch.tensor([float(i)])} for i in range(3)]
-    assert greedy_soup(given, lambda state: 1.0)[1] == [0, 1, 2]
+    assert greedy_soup(given, lambda state, count: 1.0)[1] == [0, 1, 2]
+
+
+def test_the_score_is_told_how_many_states_are_in_the_mean():
+    counts = []
+    greedy_soup([{"w": torch.ones(1)}] * 3, lambda state, count: counts.append(count) or 0.0)
+    assert counts == [1, 1, 1, 2, 3]
