@@ -91,6 +91,7 @@ _HOME = {
         "GradientNorm",
         "LRRangeTest",
         "MonitorCheck",
+        "PostHocEMA",
         "RobustAccuracy",
         "Schedule",
         "SnapshotEnsemble",

@@ -13,6 +13,7 @@ from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
 from .lr_range_test import LRRangeTest
 from .monitor_check import MonitorCheck
+from .post_hoc_ema import PostHocEMA
 from .robust_accuracy import RobustAccuracy
 from .schedule import Schedule
 from .snapshot_ensemble import SnapshotEnsemble
@@ -35,6 +36,7 @@ __all__ = [
     "GradientNorm",
     "LRRangeTest",
     "MonitorCheck",
+    "PostHocEMA",
     "RobustAccuracy",
     "Schedule",
     "SnapshotEnsemble",

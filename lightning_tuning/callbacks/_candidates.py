@@ -25,7 +25,7 @@ def validation_metrics(trainer: Trainer) -> dict[str, float]:
     found: dict[str, Any] = {}
     stage, loop = trainer.state.stage, trainer.fit_loop.epoch_loop.val_loop
     with unseen(trainer):
-        trainer.validating = True
+        trainer.validating, loop.restarting = True, False  # after a resume it would go on with an earlier validation
         try:
             for logged in loop.run():
                 found.update(logged)

@@ -18,6 +18,7 @@ from lightning_tuning.timing.progress import total_steps
 from ._candidates import check_alike, load_weights, save_checkpoint
 from ._ensemble import Ensemble
 from ._gradients import holds_whole_gradients
+from ._lr_owners import refuse_other_schedules
 
 _FILE = "ensemble"
 
@@ -108,6 +109,8 @@ class SnapshotEnsemble(Callback):
                 f"SnapshotEnsemble sets the learning rate, and so does the module's {scheduler}. Train without it (in "
                 "the ready hosts schedule: constant and warmup_steps: 0), or write sets_lr: false."
             )
+        if self.sets_lr:
+            refuse_other_schedules(trainer, "SnapshotEnsemble", "sets_lr: false")
         if not self._rates:
             self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
 

@@ -13,6 +13,7 @@ from lightning_tuning.timing.durations import check_duration, duration_of
 from lightning_tuning.timing.progress import total_steps
 
 from ._averaging import AveragingCallback, BufferPolicy
+from ._lr_owners import refuse_other_schedules
 
 
 class WeightSWA(AveragingCallback):
@@ -41,8 +42,9 @@ class WeightSWA(AveragingCallback):
 
     Raises:
         InvalidValueError: An argument is not allowed.
-        MisconfigurationException: When training starts, if another callback averages weights too, or under strategies
-            that keep the weights in tensors of their own (FSDP 1, DeepSpeed).
+        MisconfigurationException: When training starts, if another callback averages weights too, if ``lr`` is given
+            and a ``Schedule`` sets the rate, or under strategies that keep the weights in tensors of their own (FSDP 1,
+            DeepSpeed).
         NoEffectError: When training starts, if nothing is trained, or the run ends before a second of the weights is
             taken into the mean.
 
@@ -83,6 +85,8 @@ class WeightSWA(AveragingCallback):
             self._rates = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.lr is not None:
+            refuse_other_schedules(trainer, "WeightSWA(lr=...)", "lr: null and give the Schedule the end you want")
         self._every_steps = max(duration_of(self.every).steps(trainer), 1.0)
         self._anneal_steps = duration_of(self.anneal).steps(trainer) if self.lr is not None else 0.0
         super().on_train_start(trainer, pl_module)

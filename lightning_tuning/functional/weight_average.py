@@ -202,6 +202,10 @@ class WeightAverage:
         raw = self._live() if self._raw is None else self._raw
         return {name: self._whole(name, value.detach()) for name, value in raw.items()}
 
+    def values(self) -> dict[str, Tensor]:
+        """The averages, shards assembled. Every rank has to call it."""
+        return {name: self._whole(name, value) for name, value in self._averages.items()}
+
     def finer(self) -> dict[str, Tensor]:
         """The averages that the tensors' precision cannot hold."""
         live = self._live()
@@ -210,7 +214,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, finer: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`finer` gave. The other averages are those with which they began."""
+        """Take over what :meth:`finer` or :meth:`values` gave. Other averages are those with which they began."""
         for name, value in finer.items():
             if name in self._averages:
                 self._averages[name].copy_(_part(self._tensors, name, value))
