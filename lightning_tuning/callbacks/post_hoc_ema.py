@@ -44,8 +44,8 @@ class PostHocEMA(AveragingCallback):
     command line tests.
 
     Until then the first of the two averages is what validations measure and what checkpoints hold. Training goes on
-    with the weights, and a resumed run is bitwise the straight one. Steps are optimizer steps that fp16's scaler did not
-    skip.
+    with the weights, and a resumed run is bitwise the straight one. Steps are optimizer steps that fp16's scaler did
+    not skip.
 
     Args:
         sigma_rels: Lengths of the averages that are kept, at least two different ones in (0, 0.2886]. From the paper's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -131,7 +133,10 @@ def test_the_greedy_soup_is_the_papers(seed, mode, tmp_path):
 
 class Watch(pl.Callback):
     def __init__(self):
-        self.validations = 0
+        self.validations, self.stage = 0, None
+
+    def on_fit_end(self, trainer, pl_module):
+        self.stage = trainer.state.stage
 
     def on_validation_end(self, trainer, pl_module):
         self.validations += not trainer.sanity_checking
@@ -146,6 +151,7 @@ def test_the_runs_own_checkpoints_by_its_own_metric_unseen_by_others(tmp_path):
     assert soup.chosen[0] == keep.best_model_path
     assert len(keep.best_k_models) == 3
     assert watch.validations == 5
+    assert watch.stage == "train"
     validations = [row for row in made.logger.experiment.metrics if "val/loss" in row]
     assert len(validations) <= 5
     assert made.global_step == 20
@@ -155,7 +161,9 @@ def test_the_runs_own_checkpoints_by_its_own_metric_unseen_by_others(tmp_path):
 
 
 def test_all_checkpoints_of_a_keeper_without_a_metric(tmp_path):
-    old = write(tmp_path, net(5))[0]
+    (tmp_path / "kept").mkdir()
+    old = write(tmp_path / "kept", net(5))[0]
+    os.utime(old, (0, 0))
     keep = ModelCheckpoint(tmp_path / "kept", "{epoch}", save_top_k=-1)
     soup = CheckpointSoup(method="uniform")
     module, _ = fit(soup, tmp_path, keep, enable_checkpointing=True, max_epochs=3)
@@ -166,7 +174,10 @@ def test_all_checkpoints_of_a_keeper_without_a_metric(tmp_path):
 
 def test_python_writes_a_soup_without_a_trainer(tmp_path):
     paths = write(tmp_path, net(0), net(1))
+    first = torch.load(paths[0], weights_only=True)
+    torch.save({**first, "optimizer_states": [{}], "loops": {}}, paths[0])
     CheckpointSoup.write(paths, tmp_path / "soup.ckpt")
+    assert not {"optimizer_states", "loops"} & torch.load(tmp_path / "soup.ckpt", weights_only=True).keys()
     states, loaded = states_of(paths), Net.load_from_checkpoint(tmp_path / "soup.ckpt", weights_only=True)
     mean = (states[0]["last.weight"] + states[1]["last.weight"]) / 2
     torch.testing.assert_close(loaded.last.weight.data, mean.float())
