@@ -72,8 +72,8 @@ def power_shares(stored: Sequence[tuple[float, float]], wanted: tuple[float, flo
     Returns:
         A factor for each stored average, float64 ``[number of stored]``; they may be negative and add up to nearly 1.
 
-    Source: Karras et al., 2024, algorithm 3. Solved by least squares, for with many stored averages the system is
-    nearly singular.
+    Source: Karras et al., 2024, algorithm 3. Solved by least squares, so that an average that is stored twice does no
+    harm.
 
     Example:
         >>> power_shares([(100, 6.94), (100, 16.97)], (100, 6.94)).round(decimals=6).abs()
