@@ -4,8 +4,8 @@ from .activation_health import ActivationHealth
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
-from .early_stop import EarlyStop
 from .checkpoint_soup import CheckpointSoup
+from .early_stop import EarlyStop
 from .exact_resume import ExactResume
 from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
@@ -27,8 +27,8 @@ __all__ = [
     "AdaptiveGradientClipping",
     "AutoClip",
     "BatchNormRecalibration",
-    "EarlyStop",
     "CheckpointSoup",
+    "EarlyStop",
     "ExactResume",
     "FiniteGuard",
     "GradientCentralization",

@@ -16,7 +16,7 @@ def cycle_factor(step: int, total: int, cycles: int) -> float:
         total: Steps of the run.
         cycles: Number of cycles, at least 1.
 
-    Source: Huang et al., 2017, "Snapshot ensembles: train 1, get M for free", equation 2.
+    Source: Huang et al., 2017, "Snapshot ensembles: train 1, get M for free", section 3.
 
     Example:
         >>> [round(cycle_factor(step, 8, 2), 2) for step in range(8)]

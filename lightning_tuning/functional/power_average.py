@@ -23,7 +23,8 @@ def power_decay(update: int, gamma: float) -> float:
         update: Number of the update, counted from 1; the first forgets what was there before.
         gamma: Exponent of the profile, at least 0; 0 is the plain mean.
 
-    Source: Karras et al., 2024, "Analyzing and improving the training dynamics of diffusion models", equation 127.
+    Source: Karras et al., 2024, "Analyzing and improving the training dynamics of diffusion models",
+    section 3 and appendix C.
 
     Example:
         >>> [round(power_decay(t, gamma=1.0), 4) for t in (1, 2, 10)]

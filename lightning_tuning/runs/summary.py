@@ -11,10 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 def checkpoint_to_test(trainer: Trainer) -> str | None:
-    """The best checkpoint that a monitored metric chose, else the last one written; None if there is none, or where the
-    module itself has its best weights again."""
     """What a callback made at the end of the fit (a soup), else the best checkpoint that a monitored metric chose, else
-    the last one written; None if there is none."""
+    the last one written; None if there is none, or where the module itself has its best weights again."""
     made = [getattr(callback, "made_checkpoint", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
     if any(made):
         return str(next(path for path in made if path))
