@@ -82,6 +82,7 @@ _HOME = {
         "AdaptiveGradientClipping",
         "AutoClip",
         "BatchNormRecalibration",
+        "CheckpointSoup",
         "EarlyStop",
         "CheckpointSoup",
         "ExactResume",

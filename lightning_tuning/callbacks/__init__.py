@@ -4,6 +4,7 @@ from .activation_health import ActivationHealth
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
+from .checkpoint_soup import CheckpointSoup
 from .early_stop import EarlyStop
 from .checkpoint_soup import CheckpointSoup
 from .exact_resume import ExactResume
@@ -28,6 +29,7 @@ __all__ = [
     "AdaptiveGradientClipping",
     "AutoClip",
     "BatchNormRecalibration",
+    "CheckpointSoup",
     "EarlyStop",
     "CheckpointSoup",
     "ExactResume",

@@ -42,7 +42,7 @@ class BatchNormRecalibration(Callback):
         MisconfigurationException: When training starts, under a strategy that splits the weights, or if the data loader
             is endless and ``batches`` is null.
 
-    Source: Wu & Johnson, 2021, "Rethinking 'batch' in BatchNorm", section 3.1.
+    Source: Wu & Johnson, 2021, "Rethinking 'batch' in BatchNorm", section 3.
 
     Example:
         >>> trainer = Trainer(callbacks=[BatchNormRecalibration(batches=50)], logger=False, accelerator="cpu")

@@ -62,7 +62,7 @@ def population_statistics(layers: Iterable[_BatchNorm]) -> Iterator[None]:
     Args:
         layers: Layers that keep running statistics, on every rank the same ones in the same order.
 
-    Source: Wu & Johnson, 2021, "Rethinking 'batch' in BatchNorm", section 3.1.
+    Source: Wu & Johnson, 2021, "Rethinking 'batch' in BatchNorm", section 3.
 
     Example:
         >>> norm, x = nn.BatchNorm1d(1).eval(), torch.tensor([[1.0], [2.0], [6.0]])

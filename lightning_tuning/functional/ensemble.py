@@ -74,7 +74,7 @@ def prediction_quality(sums: Tensor) -> dict[str, float]:
     """Accuracy, negative log likelihood, Brier score and expected calibration error from :func:`prediction_sums`.
 
     The Brier score is summed over the classes, from 0 to 2. The calibration error is the mean over the samples of the
-    difference between the confidence and the accuracy of their bin (Guo et al., 2017, equation 3).
+    difference between the confidence and the accuracy of their bin (Guo et al., 2017).
 
     Example:
         >>> sums = prediction_sums(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]))

@@ -23,7 +23,8 @@ def power_decay(update: int, gamma: float) -> float:
         update: Number of the update, counted from 1; the first forgets what was there before.
         gamma: Exponent of the profile, at least 0; 0 is the plain mean.
 
-    Source: Karras et al., 2024, "Analyzing and improving the training dynamics of diffusion models", equation 127.
+    Source: Karras et al., 2024, "Analyzing and improving the training dynamics of diffusion models",
+    section 3 and appendix C.
 
     Example:
         >>> [round(power_decay(t, gamma=1.0), 4) for t in (1, 2, 10)]
@@ -72,8 +73,8 @@ def power_shares(stored: Sequence[tuple[float, float]], wanted: tuple[float, flo
     Returns:
         A factor for each stored average, float64 ``[number of stored]``; they may be negative and add up to nearly 1.
 
-    Source: Karras et al., 2024, algorithm 3. Solved by least squares, for with many stored averages the system is
-    nearly singular.
+    Source: Karras et al., 2024, algorithm 3. Solved by least squares, so that an average that is stored twice does no
+    harm.
 
     Example:
         >>> power_shares([(100, 6.94), (100, 16.97)], (100, 6.94)).round(decimals=6).abs()

@@ -19,6 +19,7 @@ from lightning_tuning.callbacks import (
     AdaptiveGradientClipping,
     AutoClip,
     BatchNormRecalibration,
+    CheckpointSoup,
     EarlyStop,
     CheckpointSoup,
     ExactResume,
