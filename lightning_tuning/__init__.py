@@ -84,7 +84,6 @@ _HOME = {
         "BatchNormRecalibration",
         "CheckpointSoup",
         "EarlyStop",
-        "CheckpointSoup",
         "ExactResume",
         "FiniteGuard",
         "GradientCentralization",

@@ -6,7 +6,6 @@ from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
 from .checkpoint_soup import CheckpointSoup
 from .early_stop import EarlyStop
-from .checkpoint_soup import CheckpointSoup
 from .exact_resume import ExactResume
 from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
@@ -31,7 +30,6 @@ __all__ = [
     "BatchNormRecalibration",
     "CheckpointSoup",
     "EarlyStop",
-    "CheckpointSoup",
     "ExactResume",
     "FiniteGuard",
     "GradientCentralization",

@@ -21,7 +21,6 @@ from lightning_tuning.callbacks import (
     BatchNormRecalibration,
     CheckpointSoup,
     EarlyStop,
-    CheckpointSoup,
     ExactResume,
     FiniteGuard,
     GradientCentralization,
@@ -89,7 +88,6 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     CheckpointSoup: CallbackSetting(
         lambda: CheckpointSoup(ingredients(), monitor="val/loss", mode="min"), kind="steers"
     ),
-    GradientNorm: CallbackSetting(GradientNorm, kind="watches"),
     LRRangeTest: CallbackSetting(lambda: LRRangeTest(steps=12), kind="watches"),
     GradientHistogram: CallbackSetting(lambda: GradientHistogram(2, weights=True, updates=True), kind="watches"),
     GradientNorm: CallbackSetting(lambda: GradientNorm("layer"), kind="watches"),
