@@ -105,6 +105,7 @@ class Attack:
                 step_size=self.step_size,
                 norm=self.norm,
                 scales=scales,
+                project_start=not (self.steps == 1 and self.start == "uniform"),
             )
 
     def scales(self, module: Any, spot: Perturbable) -> list[PixelScale | None]:
