@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from torch.utils.data import DataLoader
 
 WARMUP = 2
 
@@ -76,7 +77,7 @@ def seconds_by_turns(
             num_sanity_val_steps=0,
             **{"logger": DummyLogger(), "log_every_n_steps": 50, **variant.settings},
         )
-        loaders = (turns[name], [batch] * validation) if validation else (turns[name],)
+        loaders = (turns[name], DataLoader([batch] * validation, batch_size=None)) if validation else (turns[name],)
         threads.append(threading.Thread(target=trainer.fit, args=(variant.module(), *loaders)))
         threads[-1].start()
     for i in range(rounds + WARMUP):
