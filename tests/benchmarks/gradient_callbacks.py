@@ -1,4 +1,4 @@
-"""What the callbacks that edit gradients add to a training step, as a ratio to the bare step.
+"""What the callbacks that edit gradients, and schedules, add to a training step, as a ratio to the bare step.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/gradient_callbacks.py [--network resnet18] [--steps 1] [--rounds 12]
 
@@ -15,10 +15,16 @@ from lightning.pytorch import Callback
 from step_cost import quiet
 from turns import Variant, seconds_by_turns, show
 
-from lightning_tuning.callbacks import AdaptiveGradientClipping, AutoClip, GradientCentralization, GradientNoise
+from lightning_tuning.callbacks import (
+    AdaptiveGradientClipping,
+    AutoClip,
+    GradientCentralization,
+    GradientNoise,
+    Schedule,
+)
 from lightning_tuning.modules import Classifier
 
-CALLBACKS = (GradientCentralization, AdaptiveGradientClipping, AutoClip, GradientNoise)
+CALLBACKS = (GradientCentralization, AdaptiveGradientClipping, AutoClip, GradientNoise, Schedule)
 
 
 def main() -> None:
@@ -36,6 +42,8 @@ def main() -> None:
         "a callback that does nothing": Variant(make, [Callback()]),
         "the Trainer's clipping by norm": Variant(make, (), {"gradient_clip_val": 1.0}),
         **{kind.__name__: Variant(make, [kind()]) for kind in CALLBACKS},
+        "layer decay": Variant(make, [Schedule(layer_decay=0.8)]),
+        "two schedules": Variant(make, [Schedule(warmup="5%"), Schedule("momentum", "one_cycle")]),
     }
     batch = torch.randn(args.batch_size, 3, 32, 32), torch.randint(10, (args.batch_size,))
     show(
