@@ -28,6 +28,7 @@ from lightning_tuning.functional import get_rng_state, set_rng_state
 
 from ._gradients import holds_whole_gradients
 from ._snapshot import Snapshot
+from ._step_gate import StepGate
 
 
 class Rehearsal:
@@ -109,9 +110,9 @@ def rehearsal(trainer: Trainer, module: LightningModule, what: str) -> Iterator[
 
     The steps are the Trainer's own: hooks, precision, accumulation, clipping, strategy, optimizer. They read the
     training data through loaders of their own, from the first batch on. No callback acts but those whose ``changes``
-    name the gradient, no scheduler steps and no logger gets anything. Put back are the weights and their gradients,
-    buffers, attributes, what techniques and callbacks keep, the optimizer, schedulers, the gradient scaler, progress,
-    logged values and all random generators, also those that samplers and datasets hold.
+    name the gradient, no guard judges, no scheduler steps and no logger gets anything. Put back are the weights and
+    their gradients, buffers, attributes, what techniques and callbacks keep, the optimizer, schedulers, the gradient
+    scaler, progress, logged values and all random generators, also those that samplers and datasets hold.
 
     Args:
         trainer: A Trainer whose fit has begun (``on_train_batch_start`` of the first batch, or where it is as far).
@@ -153,14 +154,20 @@ def rehearsal(trainer: Trainer, module: LightningModule, what: str) -> Iterator[
         ),
         (loop.automatic_optimization, {"optim_progress": copy.deepcopy(loop.automatic_optimization.optim_progress)}),
     ]
+    plugin = vars(trainer.precision_plugin)
+    gate = plugin.get("optimizer_step")
     originals = [(owner, {name: vars(owner)[name] for name in new}) for owner, new in exchanged]
     steps = Rehearsal(trainer, _own_loaders(combined))
     try:
         for owner, new in exchanged:
             vars(owner).update(new)
+        if isinstance(gate, StepGate):  # guards are to judge the run's own steps
+            del plugin["optimizer_step"]
         yield steps
     finally:
         steps.close()
+        if isinstance(gate, StepGate):
+            plugin["optimizer_step"] = gate
         for owner, old in originals:
             vars(owner).update(old)
         for snapshot in snapshots:

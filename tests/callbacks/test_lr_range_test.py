@@ -17,8 +17,19 @@ from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LinearLR, OneCycleLR, S
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_tuning import AutoClip, ExactResume, GradientNoise, ImageClassifier, LRRangeTest, Schedule
+from lightning_tuning import (
+    AutoClip,
+    EarlyStop,
+    ExactResume,
+    FiniteGuard,
+    GradientNoise,
+    ImageClassifier,
+    LRRangeTest,
+    Schedule,
+    WeightEMA,
+)
 from lightning_tuning.errors import InvalidValueError
+from tests.contract.callback_settings import CALLBACKS
 from tests.contract.nets import Host, assert_equal_state, loaders, make, trainer
 from tests.contract.settings import ROWS, Setting
 from tests.contract.test_contract_ddp import SaveRank
@@ -47,14 +58,14 @@ def journal(made):
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
 
-def assert_same_run(build, tmp_path, range_test=None, others=lambda: [], **kwargs):
+def assert_same_run(build, tmp_path, others=lambda: [], first=False, **kwargs):
     """Train with the test and without it, and compare everything that there is."""
     runs = []
-    for number, test in enumerate([[], [range_test or LRRangeTest(steps=12, max_lr=1.0)]]):
+    for number, test in enumerate([[], [LRRangeTest(steps=12, max_lr=1.0)]]):
         torch.manual_seed(5), random.seed(5), np.random.seed(5)  # noqa: NPY002
         net, data = build()
         batches, logger = Batches(), CSVLogger(tmp_path, version=number)
-        callbacks = [*others(), *test, batches]
+        callbacks = [*test, *others(), batches] if first else [*others(), *test, batches]
         made = trainer(tmp_path, callbacks=callbacks, logger=logger, log_every_n_steps=1, **kwargs)
         made.fit(net, *data) if isinstance(data, tuple) else made.fit(net, data)
         scaler = getattr(made.precision_plugin, "scaler", None)
@@ -550,3 +561,41 @@ def test_a_model_without_a_rate_is_refused(tmp_path):
     net = Linear(groups=((1.0, 0.0), (0.25, 0.0)))
     with pytest.raises(InvalidValueError, match="none has a learning rate above 0"):
         trainer(tmp_path, callbacks=[LRRangeTest()]).fit(net, least_squares_loader())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_guards_judge_the_runs_own_steps_alone(first, tmp_path):
+    """What the test breaks is no bad batch of the run, and what the run breaks still is one."""
+    test, guard, net = LRRangeTest(min_lr=1e-5, max_lr=0.01, steps=40), FiniteGuard(), Breaks(20)
+    callbacks = [test, guard] if first else [guard, test]
+    trainer(tmp_path, callbacks=callbacks, max_epochs=1).fit(net, least_squares_loader())
+    assert json.loads((tmp_path / "lr_range_test.json").read_text())["diverged_at"] is not None
+    assert not (tmp_path / "bad_batches.jsonl").exists()
+    net.left = 1
+    with pytest.warns(UserWarning, match="FiniteGuard: the update was not made"):
+        trainer(tmp_path, callbacks=[FiniteGuard(), LRRangeTest(min_lr=1e-5, max_lr=0.01, steps=10)], max_epochs=1).fit(
+            net, least_squares_loader()
+        )
+    assert (tmp_path / "bad_batches.jsonl").exists()
+
+
+OTHERS = [kind for kind in CALLBACKS if kind is not LRRangeTest]
+QUICK_OTHERS = {AutoClip, Schedule, FiniteGuard, WeightEMA, EarlyStop}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in QUICK_OTHERS else pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS],
+    ids=lambda kind: kind.__name__,
+)
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.filterwarnings("ignore:Step .*Guard")
+def test_the_run_is_bitwise_the_run_without_it_beside_each_callback(kind, first, tmp_path):
+    data = loaders(DATA, 8)
+    assert_same_run(
+        lambda: (make("confidence_penalty"), (data, data)),
+        tmp_path,
+        others=lambda: [CALLBACKS[kind].make()],
+        first=first,
+        max_epochs=3,
+    )
