@@ -25,7 +25,7 @@ from ._pictures import save_picture
 from .gradient_norm import Norms
 
 _MOST_LOOKS = 256
-_REDRAWN_AT = 1.25
+_REDRAWN_AT = 1.5
 
 
 class ActivationHealth(Callback):
