@@ -277,10 +277,10 @@ def least_squares():
     return x, x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + 0.3
 
 
-def swept(tmp_path, test, net=None, size=8, **kwargs):
+def swept(tmp_path, test, net=None, size=8, others=(), **kwargs):
     """The range test of the least squares; what it wrote, and the Trainer."""
     net = (net or Linear()).double()
-    made = trainer(tmp_path, callbacks=[test], precision="64-true", **{"max_epochs": 1, **kwargs})
+    made = trainer(tmp_path, callbacks=[test, *others], precision="64-true", **{"max_epochs": 1, **kwargs})
     made.fit(net, DataLoader(TensorDataset(*least_squares()), size, generator=torch.Generator()))
     return json.loads((tmp_path / "lr_range_test.json").read_text()), made
 
@@ -315,6 +315,25 @@ def test_the_losses_are_those_of_steps_made_by_hand(accumulate, tmp_path):
     np.testing.assert_allclose(found["losses"], losses, rtol=1e-6)  # Lightning hands them over in float32
     weights = 0.5 ** np.arange(13, -1, -1)
     assert found["averages"][-1] == pytest.approx((weights * losses).sum() / weights.sum())
+
+
+class Zeroes(pl.Callback):
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        for parameter in pl_module.parameters():
+            parameter.grad.zero_()
+
+
+class Edits(Zeroes):
+    changes = ("gradient",)
+
+
+@pytest.mark.parametrize("callback", [Zeroes, Edits])
+def test_of_the_callbacks_those_act_that_edit_gradients(callback, tmp_path):
+    test = LRRangeTest(min_lr=1e-3, max_lr=0.2, steps=14)
+    found, _ = swept(tmp_path, test, others=[callback()])
+    rates = np.geomspace(1e-3, 0.2, 14)
+    losses = by_hand(rates if callback is Zeroes else 0 * rates, 8)
+    np.testing.assert_allclose(found["losses"], losses, rtol=1e-6)
 
 
 def test_it_stops_where_the_loss_diverges(tmp_path):
