@@ -128,7 +128,9 @@ def test_half_precision_is_averaged_in_float32():
     finer = average.finer()
     np.testing.assert_allclose(array(finer["weight"]), expected["weight"], atol=1e-5)
     raw = net.weight.clone()
-    average.swap_in()
+    with torch.inference_mode():
+        average.swap_in()
+    net(torch.ones(1, 2, dtype=torch.bfloat16, requires_grad=True)).sum().backward()  # as an attack in validation does
     assert net.weight.dtype is torch.bfloat16
     assert torch.equal(net.weight, finer["weight"].bfloat16())
     average.swap_out()
