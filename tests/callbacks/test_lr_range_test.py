@@ -110,6 +110,7 @@ class Rich(Host):
         self.log("train/accuracy", self.accuracy, on_step=True, on_epoch=True)
         loss = self.compute_loss(logits, target)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True)
+        self.logger.log_metrics({"train/own": loss.item()}, step=self.global_step)
         return loss
 
     def configure_optimizers(self):
