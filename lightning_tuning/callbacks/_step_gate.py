@@ -135,8 +135,9 @@ class StepGate:
             known = [b.loss for b in self.batches if b.loss is not None]
             # A further step's closure has passed the whole window through, and returns the sum.
             parts = [loss.detach()] if again else known
-            total = torch.stack([at_least_float32(part) for part in parts]).sum()
-            both.append(total.to(norm) * (self.trainer.accumulate_grad_batches / len(known)))
+            total = parts[0] if len(parts) == 1 else torch.stack([at_least_float32(part) for part in parts]).sum()
+            share = self.trainer.accumulate_grad_batches / len(known)
+            both.append(total if share == 1 else total * share)
         # One transfer, which waits for the device, and one reduction.
         values = torch.stack(both)
         if self.trainer.world_size > 1:

@@ -99,6 +99,28 @@ def test_what_techniques_remember_is_not_moved_either(technique, tmp_path):
     assert not torch.equal(poison.states[7]["module"]["net.0.weight"], poison.after[7]["module"]["net.0.weight"])
 
 
+def test_the_first_batch_of_an_epoch_may_be_bad_though_a_table_is_folded_in_it(tmp_path):
+    setting = SETTINGS[mixins.TemporalEnsemblingMixin]
+    tables = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 5:
+                tables.append({k: v.clone() for k, v in pl_module.temporal_ensembling_state.state_dict().items()})
+
+    for callbacks in ([], [Poison(4), FiniteGuard()]):
+        torch.manual_seed(0)
+        net = compose(Frail, mixins.TemporalEnsemblingMixin, name="Net")(**setting.on)
+        made = trainer(tmp_path, callbacks=[ExactResume(seed=3), *callbacks, Keep()], max_epochs=2)
+        made.fit(net, loaders(setting, 8))
+    whole, bad = tables
+    for name in ("average", "updates", "epoch"):  # of the first epoch's predictions
+        assert torch.equal(whole[name], bad[name])
+    assert whole["average"].abs().sum() > 0
+    assert int(whole["draws"].sum()) == 8
+    assert int(bad["draws"].sum()) == 0
+
+
 class SecondPassFails(pl.Callback):
     """Makes the loss of SAM's second pass of one step infinite."""
 
@@ -427,8 +449,9 @@ def test_a_broken_state_never_overwrites_the_last_checkpoint(where, tmp_path):
                 }
                 parts[where].view(-1)[0] = float("inf")
 
-    last, numbered = RunCheckpoint(), ModelCheckpoint(tmp_path, "{step}", save_last=True)
-    last.dirpath, numbered.CHECKPOINT_NAME_LAST = str(tmp_path), "the_last"
+    numbered = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=4, save_last=True, save_on_exception=True)
+    last = RunCheckpoint()
+    last.dirpath, last.save_on_exception, numbered.CHECKPOINT_NAME_LAST = str(tmp_path), True, "the_last"
     with pytest.raises(DivergenceError, match=r"^The training has ended with weights, buffers or an optimizer's state"):
         fit(make(), [Spoil(), FiniteGuard(), last, numbered], tmp_path, enable_checkpointing=None)
     assert [saved(path) for path in sorted(tmp_path.glob("*.ckpt"))] == [4, 4, 4]

@@ -18,6 +18,7 @@ def test_median_and_absolute_deviation_do_not_mind_outliers():
     middle = 1.1
     distances = sorted(abs(v - middle) for v in values)
     assert spike_threshold(values, 3, robust=True) == pytest.approx(middle + 3 * 1.4826 * distances[3], rel=1e-12)
+    assert spike_threshold([4.0, 1.0, 2.0, 9.0], 1, robust=True) == pytest.approx(3.0 + 1.4826 * 1.5)
     normal = np.random.default_rng(0).normal(0.0, 2.0, 100_001).tolist()
     assert spike_threshold(normal, 1, robust=True) == pytest.approx(2.0, rel=0.02)
 
