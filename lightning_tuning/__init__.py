@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which read __all__ of the pa
     from .modules import *  # noqa: F403
     from .presets import preset as preset
     from .presets import preset_names as preset_names
+    from .timing import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -77,18 +78,30 @@ _HOME = {
         "OrthogonalMixin",
     ),
     "callbacks": (
+        "ActivationHealth",
         "AdaptiveGradientClipping",
         "AutoClip",
+        "BatchNormRecalibration",
+        "CheckpointSoup",
+        "EarlyStop",
         "ExactResume",
         "FiniteGuard",
         "GradientCentralization",
+        "GradientHistogram",
         "GradientNoise",
         "GradientNorm",
+        "LRRangeTest",
         "MonitorCheck",
+        "PostHocEMA",
         "RobustAccuracy",
+        "Schedule",
+        "SnapshotEnsemble",
         "SpikeGuard",
         "TermGradients",
+        "WeightEMA",
+        "WeightSWA",
     ),
+    "timing": ("ScheduleLR",),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier", "MultiLabelClassifier", "Regressor"),
     "data": ("ArrayDataModule", "DigitsDataModule"),
     "presets": ("preset", "preset_names"),

@@ -23,6 +23,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 # Imported for their names: a class that is imported can be written without its module.
 from lightning_tuning import __version__, callbacks, data, mixins, modules  # noqa: F401
 from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser
+from lightning_tuning.cli_plot import COMMAND as PLOT
+from lightning_tuning.cli_plot import PlotConfig, plot_schedule
 from lightning_tuning.errors import InvalidValueError, TuningError
 from lightning_tuning.presets import check_runnable, preset_of
 from lightning_tuning.runs.checkpoints import default_checkpoints, find_checkpoint, model_of_checkpoint
@@ -32,6 +34,8 @@ from lightning_tuning.runs.folder import run_folder
 from lightning_tuning.runs.journal import JournalLogger, write_json
 from lightning_tuning.runs.quiet import quiet
 from lightning_tuning.runs.summary import checkpoint_to_test, format_summary, summarize
+
+_WITHOUT_TRAINING = ("plan", PLOT)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -142,6 +146,10 @@ class TuningCLI(LightningCLI):
         help_text = "Print what the techniques of a configuration will do in each step, without training."
         self._subcommand_parsers["plan"] = self._prepare_subcommand_parser(Trainer, "fit", description=help_text)
         subcommands.add_subcommand("plan", self._subcommand_parsers["plan"], help=help_text)
+        help_text = "Draw the schedules of a configuration, without training."
+        self._subcommand_parsers[PLOT] = self._prepare_subcommand_parser(Trainer, "fit", description=help_text)
+        self._subcommand_parsers[PLOT].add_class_arguments(PlotConfig, "plot")
+        subcommands.add_subcommand(PLOT, self._subcommand_parsers[PLOT], help=help_text)
         help_text = "Print the techniques, callbacks and presets there are."
         subcommands.add_subcommand("list", ArgumentParser(description=help_text), help=help_text)
 
@@ -185,7 +193,7 @@ class TuningCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         presets = [name for path in config.config or [] if path and (name := preset_of(Path(str(path))))]
-        if self.subcommand == "plan":
+        if self.subcommand in _WITHOUT_TRAINING:
             return
         if note := check_runnable(presets, config.trainer.accelerator, config.trainer.devices):
             rank_zero_info(note)
@@ -199,7 +207,7 @@ class TuningCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
-        if self.subcommand == "plan":  # which needs neither a device nor a folder
+        if self.subcommand in _WITHOUT_TRAINING:  # which need neither a device nor a folder
             return None  # type: ignore[return-value]
         if trainer.barebones:
             self.save_config_callback = None
@@ -250,9 +258,15 @@ class TuningCLI(LightningCLI):
     # Running.
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if subcommand != "plan":
+        if subcommand not in _WITHOUT_TRAINING:
             return super()._run_subcommand(subcommand)
-        planned = mixins.plan(self.model, _as_list(self._get(self.config_init, "trainer").callbacks))
+        trainer = self._get(self.config_init, "trainer")
+        given = _as_list(trainer.callbacks)
+        if subcommand == PLOT:
+            plot, run = self._get(self.config_init, "plot"), self._get(self.config, "run")
+            print(plot_schedule(plot, run.name, self.model, self.datamodule, trainer.as_dict(), given))
+            return
+        planned = mixins.plan(self.model, given)
         print(planned)
         if planned.problems:
             raise InvalidValueError("This would not train: see the problem above.")

@@ -13,7 +13,7 @@ import lightning_tuning
 
 PACKAGE = Path(lightning_tuning.__file__).parent
 LAYERS = (
-    ("cli", "cli_help", "cli_list", "cli_parser", "presets", "__main__"),
+    ("cli", "cli_curves", "cli_help", "cli_list", "cli_parser", "cli_plot", "cli_probe", "presets", "__main__"),
     ("modules",),
     ("mixins", "callbacks", "data", "runs"),
     ("timing",),
@@ -22,7 +22,7 @@ LAYERS = (
 )
 """From top to bottom. A package may import what stands below it and itself."""
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-STANDARD_LIBRARY = {"__future__", "array", "bisect", "collections", "contextlib", "math", "random", "typing"}
+STANDARD_LIBRARY = {"__future__", "array", "bisect", "collections", "contextlib", "math", "random", "re", "typing"}
 FUNCTIONAL_MAY_IMPORT = {"torch", "numpy", "lightning_tuning", *STANDARD_LIBRARY}
 
 

@@ -1,27 +1,49 @@
 """What reads or edits gradients, weights, learning rates or the decision to stop."""
 
+from .activation_health import ActivationHealth
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
 from .auto_clip import AutoClip
+from .batch_norm_recalibration import BatchNormRecalibration
+from .checkpoint_soup import CheckpointSoup
+from .early_stop import EarlyStop
 from .exact_resume import ExactResume
 from .finite_guard import FiniteGuard
 from .gradient_centralization import GradientCentralization
+from .gradient_histogram import GradientHistogram
 from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
+from .lr_range_test import LRRangeTest
 from .monitor_check import MonitorCheck
+from .post_hoc_ema import PostHocEMA
 from .robust_accuracy import RobustAccuracy
+from .schedule import Schedule
+from .snapshot_ensemble import SnapshotEnsemble
 from .spike_guard import SpikeGuard
 from .term_gradients import TermGradients
+from .weight_ema import WeightEMA
+from .weight_swa import WeightSWA
 
 __all__ = [
+    "ActivationHealth",
     "AdaptiveGradientClipping",
     "AutoClip",
+    "BatchNormRecalibration",
+    "CheckpointSoup",
+    "EarlyStop",
     "ExactResume",
     "FiniteGuard",
     "GradientCentralization",
+    "GradientHistogram",
     "GradientNoise",
     "GradientNorm",
+    "LRRangeTest",
     "MonitorCheck",
+    "PostHocEMA",
     "RobustAccuracy",
+    "Schedule",
+    "SnapshotEnsemble",
     "SpikeGuard",
     "TermGradients",
+    "WeightEMA",
+    "WeightSWA",
 ]

@@ -42,7 +42,48 @@ def remaining_scale(trainer: Trainer, optimizer: Optimizer, beside: Tensor) -> T
     return None if scaler is None else scaler.scale(beside.new_ones(()))
 
 
-class GradientCallback(Callback):
+def clipping_callbacks(trainer: Trainer, callback: Callback) -> tuple[list[GradientCallback], list[GradientCallback]]:
+    """The callbacks that clip gradients behind ``callback`` in the Trainer's list, and those in front of it."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    place = callbacks.index(callback)
+    parts = callbacks[place:], callbacks[:place]
+    behind, in_front = ([c for c in part if isinstance(c, GradientCallback) and c.clips] for part in parts)
+    return behind, in_front
+
+
+class StepFollower(Callback):
+    """Base of the callbacks that want to know which optimizer steps counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._handles: list[RemovableHandle] = []
+
+    def follow_steps(self, trainer: Trainer) -> None:
+        """Have :meth:`_on_step` called after each optimizer step that counted. Call it in ``on_fit_start``."""
+        self._release()
+        for i, optimizer in enumerate(trainer.optimizers):
+
+            def stepped(optimizer: Optimizer, args: Any, kwargs: Any, index: int = i) -> None:
+                if not step_was_skipped(optimizer):
+                    self._on_step(index)
+
+            self._handles.append(optimizer.register_step_post_hook(stepped))
+
+    def _on_step(self, index: int) -> None:
+        """The optimizer of that index changed the weights."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+
+
+class GradientCallback(StepFollower):
     """Base of the callbacks that edit the gradient between backward pass and optimizer step.
 
     It refuses strategies that split gradients and models in which nothing qualifies, hands terms to the loggers at
@@ -51,13 +92,14 @@ class GradientCallback(Callback):
 
     changes: ClassVar[tuple[str, ...]] = ("gradient",)
     """What of the training it changes."""
+    clips: ClassVar[bool] = False
+    """Whether it makes gradients shorter."""
     nothing: ClassVar[str] = "has no trained parameter"
     """How the sentence about a model goes on in which it can change nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self._terms: dict[str, Tensor | float] = {}
-        self._handles: list[RemovableHandle] = []
 
     def _acts_on(self, parameter: nn.Parameter) -> bool:
         """Whether this callback changes the parameter's gradient."""
@@ -94,27 +136,3 @@ class GradientCallback(Callback):
             terms = {name: float(value) for name, value in self._terms.items()}
             trainer._logger_connector.log_metrics(terms)  # type: ignore[arg-type]
         self._terms.clear()
-
-    def follow_steps(self, trainer: Trainer) -> None:
-        """Have :meth:`_on_step` called after each optimizer step that counted. Call it in ``on_fit_start``."""
-        self._release()
-        for i, optimizer in enumerate(trainer.optimizers):
-
-            def stepped(optimizer: Optimizer, args: Any, kwargs: Any, index: int = i) -> None:
-                if not step_was_skipped(optimizer):
-                    self._on_step(index)
-
-            self._handles.append(optimizer.register_step_post_hook(stepped))
-
-    def _on_step(self, index: int) -> None:
-        """The optimizer of that index changed the weights."""
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        while self._handles:
-            self._handles.pop().remove()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,3 +44,17 @@ def save_picture(trainer: Trainer, figure: Figure, name: str) -> Path | None:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)])
     return path
+
+
+def save_after_error(trainer: Trainer, save: Callable[[Trainer], None]) -> None:
+    """Call ``save(trainer)`` where training ends by an error. Call it in ``on_exception``.
+
+    Nothing is saved by several processes, for the others may not be there, and no error of saving takes the place of
+    the one that ended the training.
+    """
+    if trainer.world_size > 1:
+        return
+    try:
+        save(trainer)
+    except Exception as error:
+        rank_zero_warn(f"After the error that ended the training something could not be saved: {error!r}")

@@ -49,6 +49,7 @@ class AdaptiveGradientClipping(GradientCallback):
         >>> trainer = Trainer(callbacks=[agc], logger=False, accelerator="cpu")
     """
 
+    clips = True
     nothing = "trains no parameter that is not left out (by default the classifier head is; exclude='none' clips all)"
 
     def __init__(self, clip: float = 0.01, eps: float = 1e-3, exclude: str | None = None) -> None:

@@ -48,6 +48,8 @@ class AutoClip(GradientCallback):
         >>> trainer = Trainer(callbacks=[AutoClip(percentile=10)], logger=False, accelerator="cpu")
     """
 
+    clips = True
+
     def __init__(self, percentile: float = 10.0, history: int | None = None, min_history: int = 0) -> None:
         super().__init__()
         check_range("percentile", percentile, 0, 100)
@@ -61,6 +63,8 @@ class AutoClip(GradientCallback):
         self.percentile = percentile
         self.history = history
         self.min_history = min_history
+        self.clipped: dict[int, Tensor] = {}
+        """By optimizer: whether the last gradient was clipped, on the device."""
         self._histories: list[NormHistory] = []
         self._pending: dict[int, Tensor] = {}
         self._arriving: dict[int, _Arriving] = {}
@@ -83,6 +87,7 @@ class AutoClip(GradientCallback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         index = trainer.optimizers.index(optimizer)
+        self.clipped.pop(index, None)
         gradients = [cast(Tensor, p.grad) for p in self.edited(optimizer)]
         if not gradients:
             return
@@ -99,6 +104,9 @@ class AutoClip(GradientCallback):
             torch._foreach_mul_(gradients, torch.where(clips, threshold / norm, 1.0))
             if is_logging_step(trainer):
                 self.add_term(trainer, optimizer, "auto_clip", threshold)
+        else:
+            clips = torch.zeros_like(norm, dtype=torch.bool)
+        self.clipped[index] = clips
         if is_logging_step(trainer):
             self.add_term(trainer, optimizer, "auto_clip_norm", norm)
 

@@ -1,205 +1,265 @@
-"""GradientNorm: total and per-group gradient norms, taken from the clipping where there is one."""
+"""GradientNorm: norms of gradients before and after clipping, taken from the clipping itself, and of updates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype, _has_foreach_support
 
-from lightning_tuning.errors import InvalidValueError, check_count
+from lightning_tuning.errors import check_choice, check_count
 
-from ._gradients import holds_whole_gradients, is_logging_step, scaler_of_scaled_gradients
+from ._clipped_share import ClippedShare
+from ._gradients import (
+    StepFollower,
+    clipping_callbacks,
+    holds_whole_gradients,
+    is_logging_step,
+    scaler_of_scaled_gradients,
+)
+from ._heat_maps import norm_map
+from ._layer_names import names_by_layer
+from ._norms import Look, Norms, UpdateRatio
+from ._pictures import save_after_error, save_picture
+from ._timeline import Timeline
+from .auto_clip import AutoClip
 
-
-class Norms:
-    """2-norms of the gradients of one step, computed in one foreach pass just as ``clip_grad_norm_`` does.
-
-    Args:
-        parameters: Those without a gradient are left out.
-        widen: Whether half-precision gradients are summed up in float32, which clipping does not do.
-
-    Example:
-        >>> weight = nn.Parameter(torch.zeros(2))
-        >>> weight.grad = torch.tensor([3.0, 4.0])
-        >>> Norms([weight]).total.item()
-        5.0
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], widen: bool = False) -> None:
-        with_grad = [p for p in parameters if p.grad is not None]
-        grads = [cast(Tensor, p.grad) for p in with_grad]
-        self.parameters: list[nn.Parameter] = []
-        norms: list[Tensor] = []
-        # The order of the norms decides the last bit of the total, so tensors are grouped as clipping groups them.
-        for (device, dtype), ((tensors,), indices) in _grouped(grads).items():
-            wide = torch.float32 if widen and dtype in (torch.float16, torch.bfloat16) else None
-            if _has_foreach_support(tensors, device):
-                norms.extend(torch._foreach_norm(tensors, 2.0, dtype=wide))
-            else:
-                norms.extend(torch.linalg.vector_norm(grad, 2.0, dtype=wide) for grad in tensors)
-            self.parameters.extend(with_grad[i] for i in indices)
-        self.each = torch.stack([norm.to(grads[0].device) for norm in norms]) if norms else torch.zeros(0)
-        self.total = torch.linalg.vector_norm(self.each, 2.0)
+_GROUPS = ("optimizer", "module", "layer", "parameter")
 
 
-def _grouped(grads: list[Tensor]) -> dict[Any, Any]:
-    return _group_tensors_by_device_and_dtype([grads], with_indices=True) if grads else {}  # type: ignore[list-item]
+class GradientNorm(StepFollower):
+    """Logs the 2-norm of the gradient before and after clipping, how often it is clipped, and how far a step moves the
+    weights.
 
+    At the Trainer's logging steps (``log_every_n_steps``) it logs
 
-@dataclass
-class _Record:
-    """What one optimizer step leaves for the logging; read only at logging steps, so that a GPU is not waited for."""
+    * ``grad_norm/total`` and, if there is more than one group, ``grad_norm/<group>``: before clipping;
+    * ``grad_norm/total_clipped`` and ``grad_norm/<group>_clipped``: after it, where something clips: the Trainer, the
+      module's own ``configure_gradient_clipping``, ``AutoClip`` or ``AdaptiveGradientClipping``;
+    * ``grad_norm/clipped_share``: of the optimizer steps since the last logging step that counted, how many were
+      clipped, 0 to 1. Where the norm is no by-product of every step (clipping by value, of the module's own, of each
+      unit, or two at once) only the logging step itself is judged;
+    * ``update_ratio/total`` and ``update_ratio/<group>``: the norm of the step's change of the weights, divided by that
+      of the weights before. About 1e-3 is usual.
 
-    norms: Norms
-    scale: float
-    max_norm: float | None = None
-    clipped: Tensor | None = None
+    The values are unscaled under fp16, those of the accumulated gradient under accumulation, those of the reduced
+    gradient under DDP, and NaN or infinite where the gradient is. Nothing is computed between logging steps: clipping
+    by norm computes the norm anyway, and it is taken from there. The weights stay bitwise the same.
 
-    def values(self, prefix: str, names: dict[nn.Parameter, str]) -> dict[str, float]:
-        squares: dict[str, float] = {}
-        for parameter, norm in zip(self.norms.parameters, self.norms.each.tolist(), strict=True):
-            name = names[parameter]
-            squares[name] = squares.get(name, 0.0) + norm * norm
-        values = {name: math.sqrt(square) for name, square in squares.items()} if len(squares) > 1 else {}
-        total = values["total"] = self.norms.total.item()
-        if self.max_norm is not None:
-            coefficient = self.max_norm / (total + 1e-6)
-            values["total_clipped"] = total * coefficient if coefficient < 1 else total
-        elif self.clipped is not None:
-            values["total_clipped"] = self.clipped.item()
-        return {f"{prefix}{name}": value / self.scale for name, value in values.items()}
+    With ``group_by`` other than ``optimizer`` the norms are drawn at the end as ``gradient_norm.png`` in the run's
+    folder: one row a group, one column a logging step.
 
-
-class GradientNorm(Callback):
-    """Logs the gradient's 2-norm, in total and by group, before and after clipping.
-
-    It logs ``grad_norm/total``; ``grad_norm/total_clipped`` if the Trainer clips; and ``grad_norm/<group>`` before
-    clipping if there is more than one group. The values are unscaled under fp16, those of the accumulated gradient
-    under accumulation, those of the reduced gradient under DDP, and NaN or infinite where the gradient is. They reach
-    the loggers at the Trainer's logging steps (``log_every_n_steps``).
-
-    Clipping by norm computes the norm anyway: it is taken from there, and the clipped weights stay bitwise the same.
-    Otherwise nothing is computed between logging steps. Without clipping the norm is taken in this callback's
-    ``on_before_optimizer_step``, so put it behind callbacks that edit gradients.
-
-    In manual optimization the norm is what reaches the optimizer, after any clipping of your own; with several
-    optimizers the keys become ``grad_norm/optimizer<i>/...``. Under FSDP, DeepSpeed and other strategies that do not
-    hold whole gradients on each rank it warns once and logs nothing.
+    It looks at the gradient that the callbacks leave for the Trainer's clipping. Put it in front of ``AutoClip`` and
+    ``AdaptiveGradientClipping`` to see what they clip. In manual optimization the norm is what reaches the optimizer,
+    after any clipping of your own; with several optimizers the keys become ``grad_norm/optimizer<i>/...``. Under FSDP,
+    DeepSpeed and other strategies that do not hold whole gradients on each rank it warns once and logs nothing.
 
     Args:
         group_by: ``optimizer`` makes a group of each of the optimizer's parameter groups, called by the group's
-            ``name`` or else ``group<i>``; ``module`` makes one of each submodule.
+            ``name`` or else ``group<i>``; ``module`` makes one of each submodule, ``layer`` one of each module that
+            owns parameters, ``parameter`` one of each parameter.
         depth: With ``group_by: module``, how many levels of submodules make a name, at least 1: ``encoder`` at 1,
             ``encoder.layer1`` at 2.
+        update_ratio: Whether the update-to-weight ratio is taken. For the length of a logging step it holds a copy of
+            the trained weights.
 
     Raises:
         InvalidValueError: If an argument is not allowed.
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> norm = GradientNorm(group_by="module")
+        >>> norm = GradientNorm(group_by="layer")
         >>> trainer = Trainer(callbacks=[norm], gradient_clip_val=1.0, logger=False, accelerator="cpu")
     """
 
-    def __init__(self, group_by: Literal["optimizer", "module"] = "optimizer", depth: int = 1) -> None:
+    def __init__(
+        self,
+        group_by: Literal["optimizer", "module", "layer", "parameter"] = "optimizer",
+        depth: int = 1,
+        update_ratio: bool = True,
+    ) -> None:
         super().__init__()
-        if group_by not in ("optimizer", "module"):
-            raise InvalidValueError(f"group_by is {group_by!r}; it must be 'optimizer' or 'module'.")
+        check_choice("group_by", group_by, _GROUPS)
         check_count("depth", depth, 1)
         self.group_by = group_by
         self.depth = depth
+        self.update_ratio = update_ratio
         self._plugin: Precision | None = None
-        self._active = self._from_clipping = False
+        self._due = False
+        self._clipping: Literal["", "norm", "auto_clip", "other"] = ""
+        self._clippers: list[Any] = []
         self._names: dict[nn.Parameter, str] = {}
-        self._records: dict[str, _Record] = {}
+        self._looks: dict[int, Look] = {}
+        self._updates: dict[int, UpdateRatio] = {}
+        self._shares: dict[int, ClippedShare] = {}
+        self._timeline = Timeline()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if sum(isinstance(callback, GradientNorm) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise MisconfigurationException(
-                "The Trainer has more than one GradientNorm; they would log under the same names. Keep one."
-            )
+        if stage == "fit" and trainer.global_step == 0:  # a later fit of the same Trainer goes on
+            self._shares, self._timeline = {}, Timeline()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._names, self._records = {}, {}
-        self._active = holds_whole_gradients(trainer.strategy)
-        if not self._active:
+        self._names, self._looks, self._updates = {}, {}, {}
+        if not holds_whole_gradients(trainer.strategy):
             rank_zero_warn(
                 f"GradientNorm logs nothing under {type(trainer.strategy).__name__}: no rank holds whole gradients"
                 " there. Train on a single device or with DDP to see the norms, or remove the callback."
             )
             return
-        plugin = trainer.precision_plugin
-        # In manual optimization the gradients may still be scaled when the user has them clipped.
-        if pl_module.automatic_optimization and type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm:
-            self._plugin = plugin
+        if not trainer.loggers or trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            return
+        self._find_clipping(trainer, pl_module)
+        self._plugin = plugin = trainer.precision_plugin
+        plugin._clip_gradients = partial(self._around_clipping, trainer, plugin._clip_gradients)  # type: ignore
+        if self._clipping == "norm":
             plugin.clip_grad_by_norm = partial(self._clip_by_norm, trainer)  # type: ignore[method-assign]
-            plugin.clip_grad_by_value = partial(self._clip_by_value, trainer)  # type: ignore[method-assign]
-            own_clipping = is_overridden("configure_gradient_clipping", pl_module)
-            self._from_clipping = bool(trainer.gradient_clip_val) and not own_clipping
+        if self._clipping:
+            self._shares = {i: self._shares.get(i, ClippedShare()) for i in range(len(trainer.optimizers))}
+            self.follow_steps(trainer)
+        else:
+            self._shares = {}
+
+    def _find_clipping(self, trainer: Trainer, module: LightningModule) -> None:
+        behind, in_front = clipping_callbacks(trainer, self)
+        if in_front:
+            names = " and ".join(type(callback).__name__ for callback in in_front)
+            rank_zero_warn(
+                f"GradientNorm stands behind {names} in the list of callbacks, so it sees gradients that are clipped "
+                "already. Put it in front."
+            )
+        automatic = module.automatic_optimization
+        own = automatic and is_overridden("configure_gradient_clipping", module)
+        by_trainer = automatic and (bool(trainer.gradient_clip_val) or own)
+        stock = type(trainer.precision_plugin).clip_grad_by_norm is Precision.clip_grad_by_norm
+        self._clippers = behind
+        if by_trainer and not own and not behind and stock and trainer.gradient_clip_algorithm != "value":
+            self._clipping = "norm"
+        elif not by_trainer and len(behind) == 1 and isinstance(behind[0], AutoClip):
+            self._clipping = "auto_clip"
+        else:
+            self._clipping = "other" if by_trainer or behind else ""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._records.pop(self._prefix(trainer, optimizer), None)
-        if self._active and not self._from_clipping and is_logging_step(trainer):
-            self._record(trainer, optimizer, Norms(trainer.precision_plugin.main_params(optimizer), widen=True))
+        self._due = self._plugin is not None and is_logging_step(trainer)
+        if self._due:
+            index = trainer.optimizers.index(optimizer)
+            self._looks.pop(index, None)
+            if self._clippers:
+                self._look(trainer, index, Norms(trainer.precision_plugin.main_params(optimizer), widen=True))
+
+    def _around_clipping(
+        self,
+        trainer: Trainer,
+        clip_gradients: Callable[..., None],
+        module: LightningModule,
+        optimizer: Optimizer,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """The Trainer's clipping, which comes after all callbacks, with a look before it and one behind it."""
+        index = trainer.optimizers.index(optimizer)
+        share = self._shares.get(index)
+        if share is not None:
+            share.note(self._clippers[0].clipped.get(index) if self._clipping == "auto_clip" else None, 0.5)
+        if self._due and self._clipping != "norm" and index not in self._looks:
+            self._look(trainer, index, Norms(trainer.precision_plugin.main_params(optimizer), widen=True))
+        clip_gradients(module, optimizer, *args, **kwargs)
+        look = self._looks.get(index) if self._due else None
+        if look is None:
+            return
+        if self._clipping in ("auto_clip", "other"):
+            look.after = Norms(look.before.parameters, widen=True)
+            if self._clipping == "other" and share is not None:
+                share.note((look.after.each < look.before.each).any(), 0.5)
+        if self.update_ratio and index not in self._updates:  # LBFGS comes here several times in a step
+            self._updates[index] = UpdateRatio(look.before.parameters)
+
+    def _clip_by_norm(self, trainer: Trainer, optimizer: Optimizer, clip_val: float) -> None:
+        parameters = list(trainer.precision_plugin.main_params(optimizer))
+        index = trainer.optimizers.index(optimizer)
+        if self._due:
+            with torch.no_grad():
+                norms = Norms(parameters)
+                torch.nn.utils.clip_grads_with_norm_(parameters, clip_val, norms.total)
+            self._look(trainer, index, norms, float(clip_val))
+            total = norms.total
+        else:
+            total = torch.nn.utils.clip_grad_norm_(parameters, clip_val)
+        self._shares[index].note(total, clip_val)
+
+    def _look(self, trainer: Trainer, index: int, norms: Norms, max_norm: float | None = None) -> None:
+        if norms.parameters:
+            scaler = scaler_of_scaled_gradients(trainer.precision_plugin, trainer.optimizers[index])
+            self._looks[index] = Look(norms, 1.0 if scaler is None else scaler.get_scale(), max_norm)
+
+    def _on_step(self, index: int) -> None:
+        self._shares[index].count()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        records, self._records = self._records, {}
-        if records and is_logging_step(trainer):
-            values: dict[str, float] = {}
-            for prefix, record in records.items():
-                self._name_parameters(trainer, pl_module, record.norms.parameters)
-                values |= record.values(prefix, self._names)
-            trainer._logger_connector.log_metrics(values)  # type: ignore[arg-type]
+        if not self._looks:
+            return
+        looks, self._looks = self._looks, {}
+        updates, self._updates = self._updates, {}
+        if not is_logging_step(trainer):
+            return
+        values: dict[str, float] = {}
+        rows: dict[str, float] = {}
+        for index, look in looks.items():
+            prefix = f"optimizer{index}/" if len(trainer.optimizers) > 1 else ""
+            self._name_parameters(trainer, pl_module, look.before.parameters)
+            norms = look.norms(self._names)
+            share = self._shares[index].take() if index in self._shares else None
+            if share is not None:
+                norms["clipped_share"] = share
+            values |= {f"grad_norm/{prefix}{name}": value for name, value in norms.items()}
+            if index in updates:
+                self._name_parameters(trainer, pl_module, updates[index].parameters)
+                ratios = updates[index].by_group(self._names)
+                values |= {f"update_ratio/{prefix}{name}": value for name, value in ratios.items()}
+            rows |= {f"{prefix}{name}": value for name, value in look.groups(self._names).items()}
+        trainer._logger_connector.log_metrics(values)  # type: ignore[arg-type]
+        if self.group_by != "optimizer":
+            finite = {name: value if math.isfinite(value) else math.inf for name, value in rows.items()}
+            self._timeline.add(trainer.fit_loop.epoch_loop._batches_that_stepped, finite)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
+        save_after_error(trainer, self._draw)
+        super().on_exception(trainer, pl_module, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         if self._plugin is not None:
-            del self._plugin.clip_grad_by_norm, self._plugin.clip_grad_by_value
-        self._plugin, self._active, self._from_clipping = None, False, False
+            del self._plugin._clip_gradients
+            self._plugin.__dict__.pop("clip_grad_by_norm", None)
+        self._plugin, self._clipping, self._clippers = None, "", []
 
-    def _clip_by_norm(self, trainer: Trainer, optimizer: Optimizer, clip_val: float) -> None:
-        parameters = list(trainer.precision_plugin.main_params(optimizer))
-        with torch.no_grad():
-            norms = Norms(parameters)
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip_val, norms.total)
-        self._record(trainer, optimizer, norms, max_norm=float(clip_val))
+    def state_dict(self) -> dict[str, Any]:
+        shares = {index: share.state() for index, share in self._shares.items()}
+        return {"clipped": shares, "norms": self._timeline.state()} if shares or len(self._timeline) else {}
 
-    def _clip_by_value(self, trainer: Trainer, optimizer: Optimizer, clip_val: float) -> None:
-        parameters = list(trainer.precision_plugin.main_params(optimizer))
-        before = Norms(parameters, widen=True) if is_logging_step(trainer) else None
-        torch.nn.utils.clip_grad_value_(parameters, clip_val)
-        if before is not None:
-            self._record(trainer, optimizer, before, clipped=Norms(parameters, widen=True).total)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for index, state in state_dict["clipped"].items():
+            self._shares[index] = ClippedShare()
+            self._shares[index].load(state)
+        self._timeline.load(state_dict["norms"])
 
-    def _record(self, trainer: Trainer, optimizer: Optimizer, norms: Norms, **clipping: Any) -> None:
-        if norms.parameters:
-            optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-            scale = _remaining_scale(trainer.precision_plugin, optimizer)
-            self._records[self._prefix(trainer, optimizer)] = _Record(norms, scale, **clipping)
-
-    @staticmethod
-    def _prefix(trainer: Trainer, optimizer: Optimizer) -> str:
-        if len(trainer.optimizers) == 1:
-            return "grad_norm/"
-        index = next(i for i, other in enumerate(trainer.optimizers) if other is optimizer)
-        return f"grad_norm/optimizer{index}/"
+    def _draw(self, trainer: Trainer) -> None:
+        if len(self._timeline):
+            title = f"norm of the gradient before clipping, by {self.group_by}"
+            save_picture(trainer, norm_map(*self._timeline.arrays(), title), "gradient_norm")
 
     def _name_parameters(self, trainer: Trainer, module: LightningModule, parameters: list[nn.Parameter]) -> None:
         """Look up the group of each parameter; done again only when a parameter is new, e.g. was just unfrozen."""
@@ -211,11 +271,4 @@ class GradientNorm(Callback):
                 for i, group in enumerate(optimizer.param_groups):
                     self._names.update(dict.fromkeys(group["params"], group.get("name") or f"group{i}"))
         else:
-            for name, parameter in module.named_parameters():
-                parts = name.replace("_orig_mod.", "").split(".")
-                self._names[parameter] = ".".join(parts[:-1][: self.depth] or parts)
-
-
-def _remaining_scale(plugin: Precision, optimizer: Optimizer) -> float:
-    scaler = scaler_of_scaled_gradients(plugin, optimizer)
-    return 1.0 if scaler is None else scaler.get_scale()
+            self._names |= names_by_layer(module, self.group_by, self.depth if self.group_by == "module" else None)

@@ -60,23 +60,35 @@ class MonitorCheck(Callback):
         for owner, monitor in _monitors(trainer):
             if monitor in logged or monitor.startswith(self.ignore):
                 continue
-            line = f"{owner} monitors {monitor!r}, which validation never logs."
-            line += f" It logs: {', '.join(logged)}." if logged else " It logs nothing."
-            if close := difflib.get_close_matches(monitor, logged, n=1):
-                line += f" Did you mean {close[0]!r}?"
-            else:
-                line += f" If it is logged elsewhere, write MonitorCheck(ignore={[*self.ignore, monitor]!r})."
-            lines.append(line)
+            otherwise = f"If it is logged elsewhere, write MonitorCheck(ignore={[*self.ignore, monitor]!r})."
+            lines.append(explain_missing(owner, monitor, logged, otherwise))
         return "\n".join(lines)
+
+
+def explain_missing(owner: str, monitor: str, logged: Sequence[str], otherwise: str, who: str = "validation") -> str:
+    """The message about a monitored metric that was not logged.
+
+    Args:
+        owner: The class that monitors.
+        monitor: The metric.
+        logged: The metrics that there are.
+        otherwise: What to do if none of them has a similar name.
+        who: What should have logged it.
+    """
+    there_is = f"It logs: {', '.join(logged)}." if logged else "It logs nothing."
+    close = difflib.get_close_matches(monitor, logged, n=1)
+    advice = f"Did you mean {close[0]!r}?" if close else otherwise
+    return f"{owner} monitors {monitor!r}, which {who} never logs. {there_is} {advice}"
 
 
 def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
     """Who monitors which metric and cannot do without it."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        monitor = getattr(callback, "monitor", None)
-        is_counter = isinstance(callback, ModelCheckpoint) and monitor in _COUNTERS
-        if isinstance(monitor, str) and getattr(callback, "strict", True) and not is_counter:
-            yield type(callback).__name__, monitor
+        monitored = getattr(callback, "monitor", None)
+        for monitor in monitored if isinstance(monitored, (list, tuple)) else [monitored]:
+            is_counter = isinstance(callback, ModelCheckpoint) and monitor in _COUNTERS
+            if isinstance(monitor, str) and getattr(callback, "strict", True) and not is_counter:
+                yield type(callback).__name__, monitor
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau and config.monitor is not None and config.strict:
             yield type(config.scheduler).__name__, config.monitor

@@ -216,6 +216,10 @@ class ImageDataModule(LightningDataModule, ABC):
         views = TrainViews(self.images, self.labels, self.normalize, labeled, unlabeled, pool)
         return KeyedLoader(views, sampler, num_workers=self.num_workers, pin_memory=self._on_cuda())
 
+    def plain_train_dataloader(self) -> DataLoader | list:
+        """Batches of the labelled training images without augmentation, in fixed order, for batch norm's statistics."""
+        return self._eval_dataloader(self.labeled_indices)
+
     def val_dataloader(self) -> DataLoader | list:
         """Batches of the validation part."""
         return self._eval_dataloader(self.val_indices)

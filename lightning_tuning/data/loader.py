@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,12 @@ class KeyedLoader(DataLoader):
         for batch in super().__iter__():
             self._batches += 1  # before the yield: a checkpoint written while it is in use counts it as done
             yield batch
+
+    def __copy__(self) -> KeyedLoader:
+        """A loader of the same epoch from its start, which does not move this one's position."""
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__, sampler=copy.copy(self.sampler), _iterator=None, _resume=None, _batches=0)
+        return copied
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of batches handed out in it."""

@@ -15,10 +15,12 @@ from .attack import (
     start_of,
 )
 from .averaging import ModuleAverage, ema_decay, ema_update_, half_life_decay
+from .batch_norm import population_statistics, recalibrate_batch_norm, tracking_batch_norms
 from .centralization import centralize_
 from .clipping import NormHistory, adaptive_clip_, unit_norms
 from .consistency import ensemble_target, mean_teacher_loss, squared_difference, temporal_ensembling_loss
 from .constraint import max_norm_, power_iteration, spectral_norm
+from .cycles import cycle_factor, cycle_length
 from .distillation import (
     Decoupled,
     blend_targets,
@@ -29,6 +31,7 @@ from .distillation import (
 )
 from .divergence import kl_divergence, logit_distance, symmetric_kl_divergence
 from .dropping import drop_block, drop_block_gamma, drop_block_mask, drop_path, drop_rate
+from .ensemble import ensemble_logits, prediction_quality, prediction_sums
 from .entropy import entropy
 from .flooding import flood
 from .focal import sigmoid_focal, softmax_focal
@@ -45,6 +48,8 @@ from .gating import (
 from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orthonormal
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .interpolation import interpolation_consistency
+from .lr_range import lr_sweep, suggest_lr
+from .magnitude import magnitude_counts
 from .mart import mart_divergence, mart_margin
 from .mixing import Box, dominant_shares, mix, paste, sample_beta, sample_box, squares
 from .mixmatch import mixmatch_loss, rotate_quarters
@@ -52,20 +57,25 @@ from .noise import add_noise_, noise_std
 from .orthogonality import orthogonality
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
 from .perturbation import asam_ascent, awp_ascent, global_norm, gsam_gradient_, sam_ascent, weight_noise
+from .power_average import LARGEST_SIGMA_REL, gamma_of, power_decay, power_shares, sigma_rel_of
 from .precision import without_graph
 from .pseudo_label import at_least, hard, pseudo_label_loss, sharpen, soft
 from .ramp import ramp_factor
 from .rng import RngState, get_rng_state, set_rng_state
 from .samples import of_samples, random_directions, sample_norms, unit_samples
 from .scaling import step_was_skipped
+from .soup import StateMean, greedy_soup, uniform_soup
 from .spike import spike_threshold
 from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
+from .unit_health import idle_units, off_below, run_lengths, saturated, variation
 from .virtual_adversarial import fisher_product, softmax_curvature
+from .weight_average import Trained, WeightAverage, assign_, parts_named, reshard, trained_parts
 
 __all__ = [
     "ANNEALINGS",
     "INIT_METHODS",
+    "LARGEST_SIGMA_REL",
     "Box",
     "Decoupled",
     "ModuleAverage",
@@ -74,13 +84,17 @@ __all__ = [
     "PixelScale",
     "RngState",
     "Start",
+    "StateMean",
     "TermWatch",
+    "Trained",
+    "WeightAverage",
     "activation_gain",
     "adaptive_clip_",
     "add_noise_",
     "align",
     "asam_ascent",
     "ascent_direction",
+    "assign_",
     "at_least",
     "awp_ascent",
     "blend_targets",
@@ -89,6 +103,8 @@ __all__ = [
     "class_probabilities",
     "counted",
     "curriculum_thresholds",
+    "cycle_factor",
+    "cycle_length",
     "decoupled_distillation",
     "default_step_size",
     "disagreement",
@@ -101,6 +117,7 @@ __all__ = [
     "drop_rate",
     "ema_decay",
     "ema_update_",
+    "ensemble_logits",
     "ensemble_target",
     "entropy",
     "error_odds",
@@ -108,14 +125,17 @@ __all__ = [
     "feature_distance",
     "fisher_product",
     "flood",
+    "gamma_of",
     "get_rng_state",
     "global_norm",
     "gradient_penalty",
+    "greedy_soup",
     "gsam_gradient_",
     "half_life_decay",
     "half_squared_distance",
     "half_squared_norm",
     "hard",
+    "idle_units",
     "in_inputs",
     "in_pixels",
     "init_weight_",
@@ -127,6 +147,8 @@ __all__ = [
     "kl_divergence",
     "l1_norm",
     "logit_distance",
+    "lr_sweep",
+    "magnitude_counts",
     "mart_divergence",
     "mart_margin",
     "max_norm_",
@@ -135,23 +157,35 @@ __all__ = [
     "mixmatch_loss",
     "noise_std",
     "of_samples",
+    "off_below",
     "orthogonality",
+    "parts_named",
     "paste",
     "perturbation_norms",
+    "population_statistics",
+    "power_decay",
     "power_iteration",
+    "power_shares",
+    "prediction_quality",
+    "prediction_sums",
     "project",
     "projected_ascent",
     "pseudo_label_loss",
     "ramp_factor",
     "random_directions",
+    "recalibrate_batch_norm",
+    "reshard",
     "rotate_quarters",
+    "run_lengths",
     "sam_ascent",
     "sample_beta",
     "sample_box",
     "sample_norms",
+    "saturated",
     "self_adaptive_thresholds",
     "set_rng_state",
     "sharpen",
+    "sigma_rel_of",
     "sigmoid_focal",
     "signal_annealing",
     "smooth_labels",
@@ -164,11 +198,16 @@ __all__ = [
     "squares",
     "start_of",
     "step_was_skipped",
+    "suggest_lr",
     "symmetric_kl_divergence",
     "temporal_ensembling_loss",
+    "tracking_batch_norms",
+    "trained_parts",
     "truncated_gaussian",
+    "uniform_soup",
     "unit_norms",
     "unit_samples",
+    "variation",
     "weight_noise",
     "without_graph",
 ]

@@ -214,10 +214,11 @@ def projected_ascent(
     step_size: float,
     norm: Norm = "linf",
     scales: list[PixelScale | None] | None = None,
+    project_start: bool = True,
 ) -> list[Tensor]:
     """Perturbations that raise an objective: ``steps`` times ``delta <- project(delta + step_size * direction)``.
 
-    One step from the clean point is FGSM (Goodfellow et al., 2015), several are PGD. The start is projected too.
+    One step from the clean point is FGSM (Goodfellow et al., 2015), several are PGD.
 
     Args:
         inputs: The clean inputs, floating tensors ``[N, ...]``.
@@ -229,6 +230,9 @@ def projected_ascent(
         step_size: Length of a step, > 0, in the unit of ``epsilon``.
         norm: The ball's norm.
         scales: For each input how it was made of pixels, or None: then epsilon is in its own unit and it has no range.
+        project_start: Whether the start is projected too, as in PGD. With one step from a random point it is not (Wong
+            et al., 2020, algorithm 3): images of black and white pixels would lose half of the randomness, and the
+            training its protection from catastrophic overfitting.
 
     Returns:
         The perturbation in the unit and the dtypes of the inputs.
@@ -243,7 +247,8 @@ def projected_ascent(
     """
     scales = scales or [None] * len(inputs)
     pixels = [None if s is None else s.pixels(at_least_float32(x)) for s, x in zip(scales, inputs, strict=True)]
-    delta = project(delta, epsilon, norm, pixels)
+    if project_start or steps == 0:
+        delta = project(delta, epsilon, norm, pixels)
     for _ in range(steps):
         found = [at_least_float32(g) for g in gradient(in_inputs(delta, inputs, scales))]
         # One pixel is 1 / std of an input, and so is its gradient.

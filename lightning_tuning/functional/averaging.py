@@ -8,16 +8,18 @@ import torch
 from torch import Tensor, nn
 
 
-def ema_decay(update: int, decay: float, warmup: bool = True) -> float:
+def ema_decay(update: int, decay: float, warmup: bool = True, power: float = 1.0) -> float:
     """Decay of the ``update``-th update of an exponential moving average.
 
-    With warm-up it is ``min(1 - 1 / (update + 1), decay)`` (Tarvainen & Valpola, 2017): a running mean of all weights
-    so far, until that mean would reach further back than the decay allows.
+    With warm-up it is ``min(1 - (1 + update) ** -power, decay)``. With ``power=1`` (Tarvainen & Valpola, 2017) that is
+    a running mean of all weights so far, until that mean would reach further back than the decay allows; so with
+    ``decay=1`` it is the mean of all. A lower power forgets the first weights sooner.
 
     Args:
         update: Number of the update, counted from 1.
         decay: Final decay, in ``[0, 1]``.
         warmup: Whether early updates use a smaller decay.
+        power: Of the warm-up, in ``(0, 1]``.
 
     Returns:
         The decay to use, in ``[0, decay]``.
@@ -26,7 +28,7 @@ def ema_decay(update: int, decay: float, warmup: bool = True) -> float:
         >>> [round(ema_decay(t, 0.9), 3) for t in (1, 2, 9, 100)]
         [0.5, 0.667, 0.9, 0.9]
     """
-    return min(1.0 - 1.0 / (update + 1), decay) if warmup else decay
+    return min(1.0 - (1.0 + update) ** -power, decay) if warmup else decay
 
 
 def half_life_decay(half_life: float) -> float:

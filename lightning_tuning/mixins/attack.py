@@ -37,7 +37,10 @@ class Attack:
     """A search for the perturbation, within a ball around each sample, that raises an objective most.
 
     Example:
-        >>> Attack.of("trades", epsilon=0.03, steps=10, step_size=None, norm="linf", start="gaussian")
+        >>> from types import SimpleNamespace
+        >>> settings = {"epsilon": 0.03, "steps": 10, "step_size": None, "norm": "linf"}
+        >>> module = SimpleNamespace(**{f"trades_{name}": value for name, value in settings.items()})
+        >>> Attack.of(module, "trades", "gaussian")
         Attack(epsilon=0.03, steps=10, step_size=0.0075, norm='linf', start='gaussian', evaluate=True)
     """
 
@@ -51,39 +54,30 @@ class Attack:
     """Whether the network is attacked in evaluation mode."""
 
     @classmethod
-    def of(
-        cls,
-        stem: str,
-        *,
-        epsilon: float,
-        steps: int,
-        step_size: float | None,
-        norm: Norm,
-        start: Start,
-        evaluate: bool = True,
-    ) -> Attack:
-        """The attack of a technique's arguments ``<stem>_epsilon``, ``<stem>_steps``, ``<stem>_step_size`` and
-        ``<stem>_norm``, which are checked.
+    def of(cls, module: Any, stem: str, start: Start, *, steps: int | None = None, evaluate: bool = True) -> Attack:
+        """The attack of a technique, by its arguments ``<stem>_epsilon`` (>= 0), ``<stem>_steps``, ``<stem>_step_size``
+        (None: :func:`~lightning_tuning.functional.default_step_size`) and ``<stem>_norm`` as the module has them now: a
+        schedule may change them.
 
         Args:
+            module: The LightningModule.
             stem: The technique's.
-            epsilon: Radius, >= 0.
-            steps: Number of gradients, >= 1.
-            step_size: Length of a step, > 0. None: :func:`~lightning_tuning.functional.default_step_size`.
-            norm: ``linf`` or ``l2``.
-            start: Where it begins.
+            start: Where the search begins.
+            steps: Number of gradients, for a technique without that argument.
             evaluate: Whether the network is attacked in evaluation mode.
 
         Raises:
             InvalidValueError: A value is not allowed.
         """
+        epsilon, step_size = getattr(module, f"{stem}_epsilon"), getattr(module, f"{stem}_step_size")
+        norm, count = getattr(module, f"{stem}_norm"), steps or getattr(module, f"{stem}_steps")
         check_range(f"{stem}_epsilon", epsilon)
-        check_count(f"{stem}_steps", steps, 1)
+        check_count(f"{stem}_steps", count, 1)
         if step_size is not None:
             check_range(f"{stem}_step_size", step_size, open_low=True)
         check_choice(f"{stem}_norm", norm, ("linf", "l2"))
-        size = default_step_size(epsilon, steps, start) if step_size is None else step_size
-        return cls(epsilon, steps, size, norm, start, evaluate)
+        size = default_step_size(epsilon, count, start) if step_size is None else step_size
+        return cls(epsilon, count, size, norm, start, evaluate)
 
     def perturb(self, module: Any, spot: Perturbable, objective: Objective) -> list[Tensor]:
         """The perturbation of ``spot.clean``, detached, in the unit of the inputs.
@@ -111,6 +105,7 @@ class Attack:
                 step_size=self.step_size,
                 norm=self.norm,
                 scales=scales,
+                project_start=not (self.steps == 1 and self.start == "uniform"),
             )
 
     def scales(self, module: Any, spot: Perturbable) -> list[PixelScale | None]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,14 +12,16 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_tuning.errors import CompositionError, InvalidValueError, did_you_mean
+from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import TermWatch, without_graph
 from lightning_tuning.timing.durations import Duration
+from lightning_tuning.timing.step_hook import after_each_step
 
+from .adjusting import adjustable, check_adjusted, configured, configured_techniques, why_fixed
+from .arguments import check_arguments, given_at_load
 from .composition import check_composition, check_not_pytorch_lightning, hosts_of, members, own_arguments, techniques_of
 from .plan import Cost, check_plan, plan
 from .ramps import parse_ramp
-from .step_hook import after_each_step
 from .step_state import StepState
 from .teachers import note_class
 from .terms import term_log
@@ -44,8 +44,8 @@ class TuningMixin(LightningModule):
     """The argument values at which a training run is bitwise that of the bare host."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Methods that the host must define."""
-    sharded: ClassVar[bool] = False
-    """Whether it is right when each process holds only a part of every parameter."""
+    sharded: ClassVar[bool | Literal["fsdp2"]] = False
+    """Whether it is right when each process holds only a part of every parameter; ``fsdp2``: under FSDP 2 alone."""
     tasks: ClassVar[tuple[str, ...]] = ("multiclass", "multilabel", "regression")
     """The kinds of target it makes sense for."""
     changes: ClassVar[tuple[str, ...]] = ()
@@ -56,6 +56,8 @@ class TuningMixin(LightningModule):
     """Whether it makes what the network computes of a sample depend on the rest of the batch."""
     needs_streams: ClassVar[bool] = False
     """Whether it can do nothing without unlabelled batches."""
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """The floating arguments that no step reads anew, so that changing them during a run would change nothing."""
     _is_tuning_mixin: ClassVar[bool] = True
 
     replaying: bool = False
@@ -67,7 +69,7 @@ class TuningMixin(LightningModule):
         check_composition(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _check_arguments(type(self), kwargs)
+        check_arguments(type(self), kwargs)
         super().__init__(*args, **kwargs)
 
     @property
@@ -99,7 +101,20 @@ class TuningMixin(LightningModule):
 
     def tuning_settings(self) -> dict[str, Any]:
         """The arguments of the techniques that are switched on, by name. They go into the loggers' run config."""
-        return {name: getattr(self, name) for t in self.active_techniques() for name in own_arguments(t)}
+        return {name: configured(self, name) for t in configured_techniques(self) for name in own_arguments(t)}
+
+    def adjustable(self) -> dict[str, float]:
+        """What a callback may change between two steps, by assigning to the attribute of that name: the arguments of
+        active techniques that are numbers and read at each step. With their configured values."""
+        return adjustable(self)
+
+    def why_fixed(self, name: str) -> str | None:
+        """Why an argument of a technique is not among the :meth:`adjustable`; None for what is no such argument."""
+        return why_fixed(self, name)
+
+    def check_adjusted(self, name: str, value: float) -> None:
+        """Raise what the technique would raise if the argument had that value from the start."""
+        check_adjusted(self, name, value)
 
     def class_count(self, technique: str) -> int:
         """The host's ``num_classes``: its attribute or hyper-parameter.
@@ -269,7 +284,8 @@ class TuningMixin(LightningModule):
                 "self.automatic_optimization = False. Remove that line, or the mixins."
             )
         strategy = type(self.trainer.strategy).__name__
-        unfit = ", ".join(t.__name__ for t in active if not t.sharded)
+        fit = (True, "fsdp2") if strategy == "ModelParallelStrategy" else (True,)
+        unfit = ", ".join(t.__name__ for t in active if t.sharded not in fit)
         if unfit and strategy in _SHARDED_STRATEGIES:
             raise MisconfigurationException(
                 f"{unfit} cannot train under {strategy}, which splits each parameter over the processes. "
@@ -299,11 +315,11 @@ class TuningMixin(LightningModule):
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """As Lightning's. Hyper-parameters of the checkpoint that the host does not take are left out, as they are for
         a module without mixins; Lightning itself hands them all to an ``__init__`` with ``**kwargs``."""
-        token = _given_at_load.set(frozenset(kwargs))
+        token = given_at_load.set(frozenset(kwargs))
         try:
             return super().load_from_checkpoint(*args, **kwargs)
         finally:
-            _given_at_load.reset(token)
+            given_at_load.reset(token)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the class, and the techniques' settings: ``load_from_checkpoint`` needs them also where the host saves
@@ -314,7 +330,7 @@ class TuningMixin(LightningModule):
             saved = checkpoint.setdefault(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
             for technique in techniques_of(type(self)):
                 for name in own_arguments(technique):
-                    saved.setdefault(name, getattr(self, name))
+                    saved.setdefault(name, configured(self, name))
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         output = super().training_step(batch, batch_idx)
@@ -363,37 +379,3 @@ def add_to_loss(output: Any, term: Tensor) -> Any:
     if isinstance(output, Mapping):
         return {**output, "loss": output["loss"] + term}
     return output + term
-
-
-_given_at_load: ContextVar[frozenset[str] | None] = ContextVar("_given_at_load", default=None)
-"""While a checkpoint is loaded, the names of the arguments that the caller gave."""
-
-
-def _check_arguments(cls: type, kwargs: dict[str, Any]) -> None:
-    """Refuse keyword arguments that nobody takes. Runs right of all mixins: what is left is meant for the host."""
-    hosts = hosts_of(cls)
-    if not hosts:
-        raise CompositionError(
-            f"{cls.__name__} is a mixin without a host. Write: class Net({cls.__name__}, MyLightningModule): ..."
-        )
-    init = hosts[0].__init__
-    parameters = {} if init is LightningModule.__init__ else inspect.signature(init).parameters
-    known = {*parameters, *(name for t in techniques_of(cls) for name in own_arguments(t))}
-    swallows_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    stems = tuple(f"{t.stem}_" for t in techniques_of(cls))
-    given = _given_at_load.get()
-    for name in kwargs.keys() - known:
-        # A host with **kwargs may know what to do with a name; with a technique's prefix it is surely misspelt.
-        if swallows_all and not name.startswith(stems):
-            continue
-        if given is not None and name not in given and not name.startswith(stems):
-            del kwargs[name]
-        else:
-            raise unknown_argument(cls, name, known - {"self", "args", "kwargs"})
-
-
-def unknown_argument(cls: type, name: str, known: set[str]) -> CompositionError:
-    """The error for an argument that does not exist, with the likeliest name that does."""
-    hint = did_you_mean(name, known)
-    takes = f" It takes {', '.join(sorted(known))}." if hint == "." else ""
-    return CompositionError(f"{cls.__name__}() has no argument {name!r}{hint}{takes}")

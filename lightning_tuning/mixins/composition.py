@@ -191,7 +191,7 @@ OWN_NAMES = (
     *("stem", "stage", "off", "needs", "sharded", "tasks", "changes", "conflicts", "is_on", "no_effect", "extra_cost"),
     *("active_techniques", "tuning_settings", "trainable_parameters", "penalized_parameters", "without_weights"),
     *("class_count", "pseudo_logits", "teacher_module", "add_term", "ramped", "replaying", "couples", "needs_streams"),
-    *("unlabeled_of", "along", "samples_coupled", "steps_in"),
+    *("unlabeled_of", "along", "samples_coupled", "steps_in", "adjustable", "check_adjusted", "fixed", "why_fixed"),
 )
 
 

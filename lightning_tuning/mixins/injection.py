@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -25,6 +25,7 @@ class DropInput:
     drop: Callable[..., Tensor]
     rate: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+    share: ClassVar[float] = 1.0
 
     def attach(self, layer: nn.Module) -> RemovableHandle:
         return layer.register_forward_pre_hook(self, with_kwargs=True)
@@ -43,6 +44,8 @@ class DropOutput:
 
     rate: float
     batch_dim: int = 0
+    share: float = 1.0
+    """Its part of the rate that the technique is given."""
 
     def attach(self, module: nn.Module) -> RemovableHandle:
         return module.register_forward_hook(self)
@@ -95,8 +98,9 @@ class Injection:
                     module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     def set_rate(self, rate: float) -> None:
+        """Give each hook its share of a rate."""
         for hook in self.hooks.values():
-            hook.rate = rate
+            hook.rate = hook.share * rate
 
 
 def hookable_modules(module: nn.Module) -> dict[str, nn.Module]:

@@ -8,17 +8,19 @@ from typing import Any, ClassVar
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.mixins import TECHNIQUES, TuningMixin
 from lightning_tuning.mixins.teachers import note_class
 from lightning_tuning.mixins.terms import term_log
+from lightning_tuning.timing.lr_scheduler import ScheduleLR
+from lightning_tuning.timing.progress import total_steps
 
 from .checks import check_data, explain_input
 from .networks import NetworkName, build_network
 from .optimizers import OptimizerName, build_optimizer, check_optimizer
-from .schedules import ScheduleName, check_schedule, schedule_factor, total_steps
+from .schedules import ScheduleName, build_schedule, check_schedule
 
 
 class BaseHost(LightningModule):
@@ -40,8 +42,10 @@ class BaseHost(LightningModule):
         weight_decay: Weight decay of an optimizer given by name; not applied to biases and norm layers. 0 = none.
         momentum: Nesterov momentum of ``sgd``, in [0, 1). 0 = none.
         schedule: Factor on the learning rate, for each optimizer step of the run: ``constant``, ``step`` (0.1 from
-            50 %, 0.01 from 75 %), ``exponential`` (down to 0.01), ``cosine`` (down to 0), or a class path of a
-            scheduler, which steps once an epoch.
+            50 %, 0.01 from 75 %), ``exponential`` (down to 0.01), ``linear``, ``polynomial`` (of power 2) or ``cosine``
+            (down to 0), ``one_cycle`` (up to the full rate at 30 %, down to 0), ``wsd`` (down to 0 in the last 20 %),
+            ``inverse_sqrt`` (of the steps, from the warm-up on), or a class path of a scheduler, which steps once an
+            epoch. The callback ``Schedule`` has more: leave this at ``constant`` with it.
         warmup_steps: Optimizer steps over which the learning rate first rises linearly to ``lr``; a schedule given by
             name then fills the rest of the run. 0 = none.
 
@@ -96,7 +100,6 @@ class BaseHost(LightningModule):
             self._to_match["in_channels"] = in_channels
         if network == "mlp":
             self._to_match["image_size"] = image_size
-        self._run_length = 1
         self._checked: set[str] = set()
 
     def check_target(self, target: Any) -> None:
@@ -188,8 +191,11 @@ class BaseHost(LightningModule):
         term_log(self).clear()
 
     def on_train_start(self) -> None:
-        if isinstance(self.schedule, str) and self.schedule != "constant":
-            self._run_length = total_steps(self.trainer)
+        if isinstance(self.schedule, str) and self.schedule not in ("constant", "inverse_sqrt"):
+            length = total_steps(self.trainer)
+            for config in self.trainer.lr_scheduler_configs:
+                if isinstance(config.scheduler, ScheduleLR):
+                    config.scheduler.set_total(length)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._check_batch("train", batch)
@@ -226,9 +232,7 @@ class BaseHost(LightningModule):
         if self.schedule == "constant" and self.warmup_steps == 0:
             return optimizer
         if isinstance(self.schedule, str):
-            # The run's length is known from on_train_start on; the factor of step 0, taken here, does not need it.
-            name, warmup = self.schedule, self.warmup_steps
-            by_name = LambdaLR(optimizer, lambda step: schedule_factor(name, step, self._run_length, warmup))
+            by_name = build_schedule(optimizer, self.schedule, self.warmup_steps)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_name, "interval": "step"}}
         scheduler = self.schedule(optimizer)
         config: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from lightning_tuning.errors import CompositionError
 from lightning_tuning.mixins import TECHNIQUES
-from lightning_tuning.mixins.base import TuningMixin, unknown_argument
+from lightning_tuning.mixins.arguments import unknown_argument
+from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.composition import in_order, own_arguments, techniques_of
 
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))

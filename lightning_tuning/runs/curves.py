@@ -43,20 +43,29 @@ def read_series(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
 
 
 def panel_of(key: str) -> str | None:
-    """The panel that a metric is drawn in; None for a metric of the test, which is a number and not a curve.
+    """The panel that a metric is drawn in; None for a metric of the test, which is a number and not a curve, and for
+    those of ActivationHealth, which has a picture of its own.
 
     Example:
         >>> [panel_of(k) for k in ("train/loss_step", "val/loss", "lr-SGD", "grad_norm/total", "train/rdrop_epoch")]
         ['loss', 'loss', 'learning rate', 'gradient norm', 'rdrop']
+        >>> [panel_of(k) for k in ("grad_norm/clipped_share", "update_ratio/total", "gradient_histogram/zeros")]
+        ['share of clipped steps', 'update-to-weight ratio', 'share of zeros and non-finite values']
         >>> [panel_of(k) for k in ("term_gradient/task", "term_gradient/fixmatch", "term_cosine/fixmatch")]
         ['gradient of each term', 'gradient of each term', "cosine to the task's gradient"]
     """
-    if re.match(r"test[/_]", key):
+    if re.match(r"test[/_]|health/", key):
         return None
     if key.startswith("lr-"):
         return "learning rate"
+    if key.startswith("grad_norm") and key.endswith("clipped_share"):
+        return "share of clipped steps"
     if key.startswith(("grad_norm", "gradient_norm")):
         return "gradient norm"
+    if key.startswith("update_ratio"):
+        return "update-to-weight ratio"
+    if re.match(r"(gradient|weight|update)_histogram/", key):
+        return "share of zeros and non-finite values"
     if key.startswith("term_"):
         return "gradient of each term" if key.startswith("term_gradient") else "cosine to the task's gradient"
     name = _INTERVAL.sub("", _SPLIT.sub("", key))
@@ -92,7 +101,7 @@ def draw_curves(records: Iterable[Mapping[str, Any]], title: str = "") -> Figure
         _draw_panel(axes, {key: series[key] for key in panels[name]})
         axes.set_title(name, fontsize=11)
         values = [value for key in panels[name] for value in series[key][1]]
-        if name.startswith("gradient") and 0 < min(values) < max(values) / 30:
+        if name.startswith(("gradient", "update")) and 0 < min(values) < max(values) / 30:
             axes.set_yscale("log")
         if number > len(names) - columns:
             axes.set_xlabel("optimizer step")

@@ -11,9 +11,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 def checkpoint_to_test(trainer: Trainer) -> str | None:
-    """The best checkpoint that a monitored metric chose, else the last one written; None if there is none."""
+    """What a callback made at the end of the fit (a soup), else the best checkpoint that a monitored metric chose, else
+    the last one written; None if there is none, or where the module itself has its best weights again."""
+    made = [getattr(callback, "made_checkpoint", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    if any(made):
+        return str(next(path for path in made if path))
     callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     callbacks.sort(key=lambda callback: callback.monitor is None)
+    if any(getattr(c, "restored", False) for c in trainer.early_stopping_callbacks):
+        callbacks = [c for c in callbacks if c.monitor is not None]
     return next((path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path), None)
 
 
@@ -28,6 +34,7 @@ def summarize(trainer: Trainer, metrics: Mapping[str, float], folder: Path, seco
     """
     callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     best = next((c for c in callbacks if c.best_model_score is not None), None)
+    reasons = [getattr(c, "stopping_reason_message", None) for c in trainer.early_stopping_callbacks]
     files = {"last_checkpoint": folder / "checkpoints" / "last.ckpt", "curves": folder / "curves.png"}
     return {
         "metrics": dict(metrics),
@@ -36,6 +43,7 @@ def summarize(trainer: Trainer, metrics: Mapping[str, float], folder: Path, seco
         "best_checkpoint": best and best.best_model_path,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "stopped": next((reason for reason in reasons if reason), None),
         "wall_time_seconds": round(seconds, 3),
         "folder": str(folder),
         **{name: str(path) if path.exists() else None for name, path in files.items()},
@@ -56,6 +64,8 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         rows.append((f"best {summary['monitor']}", f"{summary['best_value']:.4g}"))
     if summary.get("steps"):
         rows.append(("steps", f"{summary['steps']} ({summary['epochs']} epochs)"))
+    if summary.get("stopped"):
+        rows.append(("stopped", summary["stopped"]))
     if summary.get("wall_time_seconds") is not None:
         rows.append(("wall time", f"{summary['wall_time_seconds']:.1f} s"))
     places = ("folder", "best_checkpoint", "last_checkpoint", "curves", "predictions")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 
@@ -36,9 +35,18 @@ def total_steps(trainer: Trainer, what: str = "A schedule", instead: str = "--mo
 
 
 def _steps_of_epoch(trainer: Trainer, epoch: int) -> int:
-    changing = [c for c in trainer.callbacks if isinstance(c, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
-    accumulate = changing[0].get_accumulate_grad_batches(epoch) if changing else trainer.accumulate_grad_batches
-    return math.ceil(trainer.num_training_batches / accumulate)
+    return math.ceil(trainer.num_training_batches / accumulation_in(trainer, epoch))
+
+
+def accumulation_in(trainer: Trainer, epoch: int) -> int:
+    """Return how many batches an optimizer step takes in an epoch: a ``GradientAccumulationScheduler`` or a schedule of
+    the accumulation may change it."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        ask = getattr(callback, "get_accumulate_grad_batches", None)
+        count = ask(epoch) if ask is not None else None
+        if count is not None:
+            return count
+    return trainer.accumulate_grad_batches
 
 
 def steps_in_epochs(trainer: Trainer, epochs: float) -> float:

@@ -11,11 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tuning.callbacks import GradientNorm, _gradients, gradient_norm
+from lightning_tuning.callbacks import GradientNorm, _gradients, _norms
 from lightning_tuning.errors import InvalidValueError
 
 
@@ -25,31 +24,32 @@ class Recorder(Logger):
     def __init__(self) -> None:
         super().__init__()
         self.rows: dict[int, dict[str, float]] = {}
+        self.ratios: dict[int, dict[str, float]] = {}
 
     name = version = "recorder"
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        norms = {k.removeprefix("grad_norm/"): v for k, v in metrics.items() if k.startswith("grad_norm/")}
-        if norms:
-            self.rows[step] = norms
+        for kind, rows in (("grad_norm/", self.rows), ("update_ratio/", self.ratios)):
+            if part := {k.removeprefix(kind): v for k, v in metrics.items() if k.startswith(kind)}:
+                rows[step] = part
 
 
 class Witness(Callback):
     """Takes the gradients' norms in float64 numpy, of every step, before clipping and after the step."""
 
-    def __init__(self) -> None:
+    def __init__(self, *parts: str) -> None:
+        self.parts = parts or ("body", "head")
         self.before: list[dict[str, float]] = []
-        self.after: list[float] = []
+        self.after: list[dict[str, float]] = []
 
-    @staticmethod
-    def norms(module: LightningModule) -> dict[str, float]:
+    def norms(self, module: LightningModule) -> dict[str, float]:
         squares = {
             n: np.square(p.grad.double().numpy()).sum() for n, p in module.named_parameters() if p.grad is not None
         }
         norms = {"total": np.sqrt(sum(squares.values()))}
-        for name in ("body", "head"):
+        for name in self.parts:
             norms[name] = np.sqrt(sum(s for n, s in squares.items() if n.startswith(name)))
         return norms
 
@@ -58,7 +58,12 @@ class Witness(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if not trainer.fit_loop._should_accumulate():
-            self.after.append(self.norms(pl_module)["total"])
+            self.after.append(self.norms(pl_module))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 class Net(LightningModule):
@@ -84,7 +89,9 @@ def loader() -> DataLoader:
     return DataLoader(TensorDataset(x, y), batch_size=4)
 
 
-def fit(module: LightningModule, *callbacks: Callback, logger: Any = None, **settings: Any) -> Recorder:
+def fit(
+    module: LightningModule, *callbacks: Callback, logger: Any = None, ckpt_path: Any = None, **settings: Any
+) -> Recorder:
     recorder = Recorder()
     settings = {"log_every_n_steps": 1, "accelerator": "cpu", "max_epochs": 2} | settings
     if settings.get("precision") == "16-mixed":  # the Trainer itself would turn it into bf16 on a CPU
@@ -98,9 +105,9 @@ def fit(module: LightningModule, *callbacks: Callback, logger: Any = None, **set
         enable_model_summary=False,
         **settings,
     )
-    trainer.fit(module, loader())
-    assert "clip_grad_by_norm" not in vars(trainer.precision_plugin)
-    assert "clip_grad_by_value" not in vars(trainer.precision_plugin)
+    trainer.fit(module, loader(), ckpt_path=ckpt_path)
+    assert not {"clip_grad_by_norm", "_clip_gradients"} & vars(trainer.precision_plugin).keys()
+    assert not any(optimizer._optimizer_step_post_hooks for optimizer in trainer.optimizers)
     return recorder
 
 
@@ -118,11 +125,12 @@ def test_norms_equal_float64_sums(clipping: str, accumulate: int) -> None:
     logged = fit(Net(), witness, GradientNorm(), accumulate_grad_batches=accumulate, **CLIPPING[clipping]).rows
     assert list(logged) == list(range(12 if accumulate == 1 else 4)) == list(range(len(witness.before)))
     for step, row in logged.items():
-        expected = {"total": witness.before[step]["total"], "body": witness.before[step]["body"]}
-        expected["group1"] = witness.before[step]["head"]
+        expected = witness.before[step] | {"group1": witness.before[step]["head"]}
         if clipping != "none":
-            expected["total_clipped"] = witness.after[step]
-        assert row == pytest.approx(expected, rel=1e-5)
+            after = witness.after[step] | {"group1": witness.after[step]["head"]}
+            expected |= {f"{name}_clipped": value for name, value in after.items()}
+            expected["clipped_share"] = float(after["total"] < expected["total"])
+        assert row == pytest.approx({k: v for k, v in expected.items() if "head" not in k}, rel=1e-5)
     if clipping != "none":
         assert any(row["total_clipped"] < 0.9 * row["total"] for row in logged.values())
 
@@ -149,7 +157,7 @@ def test_clipping_is_bitwise_stock_for_mixed_dtypes_and_missing_gradients() -> N
 
     stock, ours = parameters(), parameters()
     total = torch.nn.utils.clip_grad_norm_(stock, 1.0)
-    norms = gradient_norm.Norms(ours)
+    norms = _norms.Norms(ours)
     torch.nn.utils.clip_grads_with_norm_(ours, 1.0, norms.total)
     assert torch.equal(norms.total, total)
     assert all(a.grad is None or torch.equal(a.grad, b.grad) for a, b in zip(stock, ours, strict=True))
@@ -201,13 +209,18 @@ def test_groups_by_module_and_depth() -> None:
 @pytest.mark.parametrize(
     ("clipping", "passes"), [("none", 3), ("norm", 0), ("value", 6)], ids=["none", "norm", "value"]
 )
-def test_no_pass_of_its_own_between_logging_steps(clipping: str, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ratio", [False, True])
+def test_no_pass_of_its_own_between_logging_steps(
+    clipping: str, passes: int, ratio: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     foreach_norm = torch._foreach_norm
     monkeypatch.setattr(torch, "_foreach_norm", lambda *a, **k: calls.append(1) or foreach_norm(*a, **k))
-    rows = fit(Net(), GradientNorm(), log_every_n_steps=4, **CLIPPING[clipping]).rows
-    assert list(rows) == [3, 7, 11]
-    assert len(calls) == passes + (12 if clipping == "norm" else 0)  # what clipping by norm does anyway
+    logged = fit(Net(), GradientNorm(update_ratio=ratio), log_every_n_steps=4, **CLIPPING[clipping])
+    assert list(logged.rows) == [3, 7, 11]
+    assert list(logged.ratios) == ([3, 7, 11] if ratio else [])
+    clipped = 12 if clipping == "norm" else 0  # what clipping by norm does anyway
+    assert len(calls) == passes + clipped + 3 * 2 * ratio
 
 
 def test_without_a_logger_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +244,7 @@ class Freezing(Net):
 def test_parameters_that_lose_or_get_a_gradient(clipping: str) -> None:
     witness = Witness()
     rows = fit(Freezing(), witness, GradientNorm(), max_epochs=1, **CLIPPING[clipping]).rows
-    assert [set(row) - {"total", "total_clipped"} for row in rows.values()] == [
+    assert [{name for name in row if "total" not in name and "_" not in name} for row in rows.values()] == [
         {"body", "group1"},
         set(),
         {"body", "group1"},
@@ -288,8 +301,11 @@ def test_own_clipping_hook() -> None:
 
     witness = Witness()
     rows = fit(Own(), witness, GradientNorm(), max_epochs=1, gradient_clip_val=0.7).rows
-    assert [row["total"] for row in rows.values()] == pytest.approx([n["total"] for n in witness.before], rel=1e-5)
-    assert "total_clipped" not in rows[0]
+    for step, row in rows.items():
+        assert row["total"] == pytest.approx(witness.before[step]["total"], rel=1e-5)
+        assert row["total_clipped"] == pytest.approx(witness.after[step]["total"], rel=1e-5)
+        assert row["clipped_share"] == 1.0
+        assert row["total_clipped"] < 0.11
 
 
 class Unknown(SingleDeviceStrategy):
@@ -321,11 +337,11 @@ def test_clipping_is_put_back_after_an_exception() -> None:
 
 
 def test_bad_arguments_and_two_callbacks() -> None:
-    with pytest.raises(InvalidValueError, match="group_by is 'layer'; it must be 'optimizer' or 'module'"):
-        GradientNorm(group_by="layer")  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match="group_by is 'layers'; did you mean 'layer'"):
+        GradientNorm(group_by="layers")  # type: ignore[arg-type]
     with pytest.raises(InvalidValueError, match="depth is 0"):
         GradientNorm(depth=0)
-    with pytest.raises(MisconfigurationException, match="more than one GradientNorm"):
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `GradientNorm`"):
         fit(Net(), GradientNorm(), GradientNorm("module"))
 
 

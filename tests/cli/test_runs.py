@@ -206,3 +206,13 @@ def test_wandb_files_go_into_the_run_folder(config, monkeypatch):
     folder = Path(trainer_of(config, "--trainer.logger=WandbLogger", "--trainer.logger.offline=true").log_dir)
     assert list(folder.glob("wandb/offline-run-*"))
     assert not Path("wandb").exists()
+
+
+def test_a_run_that_stops_early_ends_with_test_and_summary(run, summary, capsys):
+    stop = "--trainer.callbacks=EarlyStop", "--trainer.callbacks.monitor=val/loss", "--trainer.callbacks.patience=1ep"
+    folder = run("fit", *stop, "--trainer.callbacks.min_delta=9", "--trainer.max_epochs=5", "--run.monitor=null")
+    found = summary(folder)
+    assert found["epochs"] == 2
+    assert re.fullmatch(r"val/loss did not improve on .* for 1ep, up to step \d+, epoch 2\.", found["stopped"])
+    assert "test/loss" in found["metrics"]
+    assert found["stopped"] in capsys.readouterr().out

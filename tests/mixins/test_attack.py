@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ from tests.numerics import array
 
 def attack(**changes):
     given = {"epsilon": 0.3, "steps": 3, "step_size": None, "norm": "linf", "start": "uniform", **changes}
-    return Attack.of("trades", **given)
+    start, evaluate = given.pop("start"), given.pop("evaluate", True)
+    module = SimpleNamespace(**{f"trades_{name}": value for name, value in given.items()})
+    return Attack.of(module, "trades", start, evaluate=evaluate)
 
 
 def against(y):

@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.modules import Classifier
 from lightning_tuning.modules.optimizers import build_optimizer, parameter_groups
-from lightning_tuning.modules.schedules import schedule_factor
+from lightning_tuning.modules.schedules import ScheduleName, build_schedule
 
 
 def small_network() -> nn.Module:
@@ -68,24 +69,43 @@ def test_sgd_without_momentum_is_plain():
     assert (group["momentum"], group["nesterov"]) == (0.0, False)
 
 
+def factors(name, steps, total, warmup=0):
+    """What a learning rate of 1 is multiplied by, step by step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule = build_schedule(optimizer, name, warmup)
+    schedule.set_total(total)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("constant", [1, 1, 1, 1, 1, 1, 1, 1, 1]),
         ("step", [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.01]),
         ("exponential", [0.01 ** (step / 8) for step in range(9)]),
-        ("cosine", [0.5 + 0.5 * math.cos(math.pi * step / 8) for step in range(9)]),
+        ("cosine", [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(9)]),
     ],
 )
 def test_factors(name, expected):
-    assert [schedule_factor(name, step, total=8) for step in range(9)] == pytest.approx(expected, abs=1e-15)
-    warm = [schedule_factor(name, step, total=12, warmup=4) for step in range(13)]
-    assert warm == pytest.approx([0.25, 0.5, 0.75, 1.0, *expected], abs=1e-15)
-    assert schedule_factor(name, 100, total=8) == pytest.approx(expected[-1], abs=1e-15)
+    assert factors(name, 9, total=8) == expected
+    assert factors(name, 13, total=12, warmup=4) == [0.25, 0.5, 0.75, 1.0, *expected]
+    assert factors(name, 101, total=8)[-1] == expected[-1]
 
 
 def test_a_run_shorter_than_its_warmup_only_warms_up():
-    assert [schedule_factor("cosine", step, total=2, warmup=4) for step in range(3)] == [0.25, 0.5, 0.75]
+    assert factors("cosine", 3, total=2, warmup=4) == [0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("name", get_args(ScheduleName))
+def test_every_name_makes_a_schedule(name):
+    rates = factors(name, 10, total=10)
+    assert max(rates) == 1.0
+    assert all(rate > 0 for rate in rates)
 
 
 class LearningRates(Callback):
@@ -138,8 +158,7 @@ def test_a_resumed_schedule_goes_on_and_follows_the_new_length(tmp_path):
     _, first = fit(max_epochs=1)
     first.save_checkpoint(tmp_path / "one.ckpt")
     seen, _ = fit(max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
-    # The first rate was computed when the first run ended, at the end of its schedule.
-    assert seen == pytest.approx([0.0, *cosine(12)[7:]], abs=1e-12)
+    assert seen == pytest.approx(cosine(12)[6:], abs=1e-12)
 
 
 def test_warmup_of_a_constant_schedule_in_a_run():
@@ -200,6 +219,7 @@ def test_plateau_schedule_watches_its_monitor():
         ({"schedule": "cosin"}, r"schedule is 'cosin'; did you mean 'cosine'\?"),
         ({"optimizer": torch.optim.SGD, "weight_decay": 0.1}, r"optimizer\.init_args\.weight_decay"),
         ({"schedule": torch.optim.lr_scheduler.StepLR, "warmup_steps": 3}, r"only a schedule given by name uses"),
+        ({"schedule": "one_cycle", "warmup_steps": 3}, r"one_cycle has a rise of its own"),
     ],
 )
 def test_errors_say_what_to_write(arguments, message):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_tuning import EMATeacherMixin
+from lightning_tuning.functional import ema_update_, gamma_of, power_decay, power_shares
 from tests.mixins.tiny import Tiny, batches, convolution, fit
 
 pytestmark = pytest.mark.references
@@ -74,3 +75,31 @@ def test_torch_ema_with_its_warm_up_left_out(package):
     ours = run(net, lambda network: theirs.update(network.parameters()))
     for parameter, expected in zip(ours.parameters(), theirs.shadow_params, strict=True):
         torch.testing.assert_close(parameter.data, expected)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.2])
+def test_ema_pytorchs_power_average(package, sigma_rel):
+    """It counts the first step twice: its update k has the decay of update k + 1."""
+    torch.manual_seed(0)
+    net = torch.nn.Linear(3, 2)
+    theirs = package("ema_pytorch.post_hoc_ema").KarrasEMA(net, sigma_rel=sigma_rel, update_every=1)
+    ours = [torch.zeros_like(p) for p in net.parameters()]
+    for step in range(1, 31):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for update in (1, 2) if step == 1 else (step + 1,):
+            ema_update_(ours, [p.detach() for p in net.parameters()], power_decay(update, gamma_of(sigma_rel)))
+        theirs.update()
+    for average, expected in zip(ours, theirs.ema_model.parameters(), strict=True):
+        torch.testing.assert_close(average, expected.detach())
+
+
+def test_ema_pytorchs_weights_of_stored_averages(package):
+    stored = [(t, g) for t in range(10, 101, 10) for g in (gamma_of(0.05), gamma_of(0.1))]
+    times, gammas = torch.tensor(stored, dtype=torch.float64).T
+    for sigma_rel in (0.07, 0.15):
+        gamma = gamma_of(sigma_rel)
+        wanted = torch.tensor([100.0]), torch.tensor([gamma], dtype=torch.float64)
+        expected = package("ema_pytorch.post_hoc_ema").solve_weights(times, gammas, *wanted)[:, 0]
+        torch.testing.assert_close(power_shares(stored, (100, gamma)), expected, rtol=1e-5, atol=1e-6)

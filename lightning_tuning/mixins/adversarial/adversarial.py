@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_tuning.errors import InvalidValueError, check_choice, check_range
-from lightning_tuning.functional import error_odds, kl_divergence, of_samples
+from lightning_tuning.functional import Start, error_odds, kl_divergence, of_samples
 from lightning_tuning.mixins.attack import Attack, log_adversarial
 from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.families import alternatives
@@ -77,15 +77,6 @@ class AdversarialMixin(TuningMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._adversarial_attack = Attack.of(
-            "adversarial",
-            epsilon=adversarial_epsilon,
-            steps=adversarial_steps,
-            step_size=adversarial_step_size,
-            norm=adversarial_norm,
-            start="uniform" if adversarial_random_start else "clean",
-            evaluate=adversarial_evaluation_mode,
-        )
         check_range("adversarial_clean_share", adversarial_clean_share, 0.0, 1.0, open_high=True)
         check_choice("adversarial_target", adversarial_target, ("labels", "consistency"))
         check_range("adversarial_weight", adversarial_weight, open_low=True)
@@ -108,8 +99,13 @@ class AdversarialMixin(TuningMixin):
         self.adversarial_evaluation_mode = adversarial_evaluation_mode
         self.adversarial_target = adversarial_target
         self.adversarial_weight = adversarial_weight
+        self._adversarial_attack()  # checks the arguments
         self._adversarial_moved: Tensor | slice | None = None
         """During the host's step, which samples have been moved."""
+
+    def _adversarial_attack(self) -> Attack:
+        start: Start = "uniform" if self.adversarial_random_start else "clean"
+        return Attack.of(self, "adversarial", start, evaluate=self.adversarial_evaluation_mode)
 
     def asks_teacher(self) -> bool:
         return self.adversarial_target == "consistency"
@@ -128,12 +124,14 @@ class AdversarialMixin(TuningMixin):
             return self._add_consistency(super().training_step(batch, batch_idx), spot, target)
         delta = self.kept_for_replay(
             "adversarial",
-            lambda: self._adversarial_attack.perturb(self, spot, lambda z: error_odds(_checked(z), target)),
+            lambda: self._adversarial_attack().perturb(self, spot, lambda z: error_odds(_checked(z), target)),
         )
         self._adversarial_moved = moved = self._adversarial_choice(spot)
         if isinstance(moved, Tensor):
             delta = [torch.where(of_samples(moved, d), d, 0.0) for d in delta]
-        self.log_term("adversarial_perturbation", self._adversarial_attack.size(self, spot, [d[moved] for d in delta]))
+        self.log_term(
+            "adversarial_perturbation", self._adversarial_attack().size(self, spot, [d[moved] for d in delta])
+        )
         try:
             with spot.moved(delta) as moved_x:
                 return super().training_step(self.pack_batch(batch, moved_x, target), batch_idx)
@@ -168,9 +166,9 @@ class AdversarialMixin(TuningMixin):
         positions = reference[:, 0].numel()
         delta = self.kept_for_replay(
             "adversarial",
-            lambda: self._adversarial_attack.perturb(self, spot, lambda z: positions * kl_divergence(reference, z)),
+            lambda: self._adversarial_attack().perturb(self, spot, lambda z: positions * kl_divergence(reference, z)),
         )
-        self.log_term("adversarial_perturbation", self._adversarial_attack.size(self, spot, delta))
+        self.log_term("adversarial_perturbation", self._adversarial_attack().size(self, spot, delta))
         logits = spot.logits(delta)
         log_adversarial(self, "adversarial", logits, target)
         return self.add_term("adversarial", output, kl_divergence(reference, logits), self.adversarial_weight)

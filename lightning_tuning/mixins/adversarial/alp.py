@@ -64,15 +64,16 @@ class ALPMixin(TuningMixin):
         super().__init__(*args, **kwargs)
         if alp_weight is not None:
             check_range("alp_weight", alp_weight)
-        self._alp_attack = Attack.of(
-            "alp", epsilon=alp_epsilon, steps=alp_steps, step_size=alp_step_size, norm=alp_norm, start="uniform"
-        )
         self.alp_weight = alp_weight
         self.alp_epsilon = alp_epsilon
         self.alp_steps = alp_steps
         self.alp_step_size = alp_step_size
         self.alp_norm = alp_norm
+        self._alp_attack()  # checks the arguments
         self._alp_doubled = False
+
+    def _alp_attack(self) -> Attack:
+        return Attack.of(self, "alp", "uniform")
 
     def extra_cost(self) -> Cost:
         return Cost(self.alp_steps + 1, self.alp_steps + 1, "the activations of a second batch")
@@ -92,7 +93,7 @@ class ALPMixin(TuningMixin):
             self._alp_doubled = False
 
     def _alp_delta(self, spot: Perturbable, target: Tensor) -> list[Tensor]:
-        return self._alp_attack.perturb(self, spot, lambda logits: error_odds(_checked(logits), target))
+        return self._alp_attack().perturb(self, spot, lambda logits: error_odds(_checked(logits), target))
 
     def compute_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         loss = super().compute_loss(logits, target)

@@ -22,7 +22,7 @@ from lightning_tuning.mixins.families import alternatives
 from lightning_tuning.mixins.kept import metrics_kept
 from lightning_tuning.mixins.perturbable import Perturbable
 from lightning_tuning.mixins.plan import Cost
-from lightning_tuning.mixins.step_hook import after_each_step
+from lightning_tuning.timing.step_hook import after_each_step
 
 _NAME = "FreeAdversarialMixin"
 _STATE_KEY = "free_adversarial_deltas"
@@ -81,23 +81,19 @@ class FreeAdversarialMixin(TuningMixin):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_count("free_adversarial_replays", free_adversarial_replays, 1)
-        self._free_attack = Attack.of(
-            "free_adversarial",
-            epsilon=free_adversarial_epsilon,
-            steps=1,
-            step_size=free_adversarial_step_size,
-            norm=free_adversarial_norm,
-            start="clean",
-        )
         self.free_adversarial_epsilon = free_adversarial_epsilon
         self.free_adversarial_replays = free_adversarial_replays
         self.free_adversarial_step_size = free_adversarial_step_size
         self.free_adversarial_norm = free_adversarial_norm
+        self._free_attack()  # checks the arguments
         self._free_batch: Any = None
         self._free_window: list[_Passed] = []
         self._free_deltas: list[list[Tensor]] = []
         """For each micro-batch of a window the perturbation of its rows, in the unit of epsilon."""
         self._free_moved = False
+
+    def _free_attack(self) -> Attack:
+        return Attack.of(self, "free_adversarial", "clean", steps=1)
 
     def extra_cost(self) -> Cost:
         more = self.free_adversarial_replays - 1
@@ -114,12 +110,13 @@ class FreeAdversarialMixin(TuningMixin):
             return super().training_step(batch, batch_idx)
         x, target = self.unpack_batch(batch)
         spot = Perturbable(self, x, _NAME)
-        scales = self._free_attack.scales(self, spot)
+        attack = self._free_attack()
+        scales = attack.scales(self, spot)
         own = self._free_delta(len(self._free_window), spot)
-        delta = project(own, self._free_attack.epsilon, self._free_attack.norm, pixels_of(spot, scales))
+        delta = project(own, attack.epsilon, attack.norm, pixels_of(spot, scales))
         points = [d.requires_grad_() for d in in_inputs(delta, spot.clean, scales)]
         self._free_window.append(_Passed(self._free_batch, batch_idx, spot, points))
-        self.log_term("free_adversarial_perturbation", self._free_attack.size(self, spot, points))
+        self.log_term("free_adversarial_perturbation", attack.size(self, spot, points))
         self._free_moved = True
         try:
             with spot.moved(points) as moved_x, NormalizedBefore(self, _NAME):
@@ -153,7 +150,7 @@ class FreeAdversarialMixin(TuningMixin):
 
     def _advance(self) -> None:
         """Move the perturbation along the gradient of the step just made."""
-        attack = self._free_attack
+        attack = self._free_attack()
         for deltas, (_, _, spot, points) in zip(self._free_deltas, self._free_window, strict=False):
             if any(p.grad is None for p in points):  # training_step returned None
                 continue

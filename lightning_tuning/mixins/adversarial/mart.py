@@ -62,15 +62,16 @@ class MARTMixin(TuningMixin):
         super().__init__(*args, **kwargs)
         if mart_weight is not None:
             check_range("mart_weight", mart_weight)
-        self._mart_attack = Attack.of(
-            "mart", epsilon=mart_epsilon, steps=mart_steps, step_size=mart_step_size, norm=mart_norm, start="uniform"
-        )
         self.mart_weight = mart_weight
         self.mart_epsilon = mart_epsilon
         self.mart_steps = mart_steps
         self.mart_step_size = mart_step_size
         self.mart_norm = mart_norm
+        self._mart_attack()  # checks the arguments
         self._mart_clean: Tensor | None = None
+
+    def _mart_attack(self) -> Attack:
+        return Attack.of(self, "mart", "uniform")
 
     def extra_cost(self) -> Cost:
         return Cost(self.mart_steps + 1, self.mart_steps + 1, "the activations of a second batch")
@@ -89,7 +90,7 @@ class MARTMixin(TuningMixin):
             self._mart_clean = None
 
     def _mart_delta(self, spot: Perturbable, target: Tensor) -> list[Tensor]:
-        return self._mart_attack.perturb(self, spot, lambda logits: error_odds(_checked(logits), target))
+        return self._mart_attack().perturb(self, spot, lambda logits: error_odds(_checked(logits), target))
 
     def compute_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         loss = super().compute_loss(logits, target)

@@ -65,21 +65,17 @@ class TRADESMixin(TuningMixin):
         super().__init__(*args, **kwargs)
         check_range("trades_weight", trades_weight)
         check_choice("trades_reference", trades_reference, ("student", "teacher"))
-        self._trades_attack = Attack.of(
-            "trades",
-            epsilon=trades_epsilon,
-            steps=trades_steps,
-            step_size=trades_step_size,
-            norm=trades_norm,
-            start="gaussian",
-        )
         self.trades_weight = trades_weight
         self.trades_epsilon = trades_epsilon
         self.trades_steps = trades_steps
         self.trades_step_size = trades_step_size
         self.trades_norm = trades_norm
+        self._trades_attack()  # checks the arguments
         self.trades_reference = trades_reference
         self._trades_x: Any = None
+
+    def _trades_attack(self) -> Attack:
+        return Attack.of(self, "trades", "gaussian")
 
     def asks_teacher(self) -> bool:
         return self.trades_reference == "teacher"
@@ -137,4 +133,4 @@ class TRADESMixin(TuningMixin):
                 reference = self(spot.x).detach()
         check_compared(logits, reference, "TRADESMixin")
         fixed, samples = reference, len(logits)
-        return self._trades_attack.perturb(self, spot, lambda z: kl_divergence(fixed, z, counts) * samples)
+        return self._trades_attack().perturb(self, spot, lambda z: kl_divergence(fixed, z, counts) * samples)

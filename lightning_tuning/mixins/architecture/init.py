@@ -53,6 +53,7 @@ class InitMixin(TuningMixin):
     stage = "init"
     off = {"init_method": None, "init_zero_residual": False}
     changes = ("model",)
+    fixed = ("init_gain",)
     sharded = True
 
     def __init__(

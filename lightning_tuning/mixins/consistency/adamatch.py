@@ -53,6 +53,7 @@ class AdaMatchMixin(PseudoLabelsMixin):
     off = {"adamatch_weight": 0.0}
     needs = ("training_step", "forward", "compute_loss")
     changes = ("batch", "loss", "buffers")
+    fixed = ("adamatch_momentum",)
     tasks = ("multiclass",)
     conflicts = alternatives("adamatch")
     needs_streams = True

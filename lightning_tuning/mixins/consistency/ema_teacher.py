@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_tuning.errors import InvalidValueError, NoEffectError, check_choice, check_range
-from lightning_tuning.functional import ModuleAverage, ema_decay, half_life_decay, step_was_skipped
+from lightning_tuning.functional import ModuleAverage, ema_decay, half_life_decay, reshard
 from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.plan import Cost
 from lightning_tuning.mixins.step_state import StepState
+from lightning_tuning.timing.step_hook import after_each_step
 
 _DECAY = 0.999
 
@@ -55,6 +56,7 @@ class EMATeacherMixin(TuningMixin):
     stage = "teacher"
     off = {"ema_teacher_decay": None, "ema_teacher_half_life": None}
     needs = ("training_step", "forward")
+    sharded = "fsdp2"
     changes = ("evaluation",)
 
     ema_teacher_updates: Tensor
@@ -105,8 +107,26 @@ class EMATeacherMixin(TuningMixin):
 
     def configure_model(self) -> None:
         """Copies the student. Not done in ``__init__``: weights loaded later would miss the teacher."""
-        super().configure_model()
+        if self._device_mesh is None:
+            super().configure_model()
+            self._make_teacher()
+        else:
+            self._configure_shards(self._device_mesh)
+
+    def _configure_shards(self, mesh: Any) -> None:
+        """What the host shards in this hook cannot be copied: the copy is made before, and sharded by the same hook."""
+        self._device_mesh = None
+        makes = self._teacher is None
         self._make_teacher()
+        self._device_mesh = mesh
+        teacher = self._modules.pop("ema_teacher", None)  # so that the host sees no more than its own parameters
+        super().configure_model()
+        if teacher is not None:
+            self.ema_teacher = teacher
+            if makes:
+                teacher._device_mesh = mesh
+                super(EMATeacherMixin, teacher).configure_model()  # type: ignore[misc]
+                teacher.requires_grad_(False).eval()
 
     def _make_teacher(self) -> None:
         if self._ema_decay is None or self._teacher is not None:
@@ -197,7 +217,6 @@ class EMATeacherMixin(TuningMixin):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:  # a host's own self.parameters() includes the teacher's
                 group["params"] = [p for p in group["params"] if id(p) not in frozen]
-            self.__dict__["_ema_hooks"].append(optimizer.register_step_post_hook(self._follow))
 
     def on_fit_end(self) -> None:
         super().on_fit_end()
@@ -212,25 +231,31 @@ class EMATeacherMixin(TuningMixin):
         super().on_train_start()
         if self._teacher is None:
             return
+        self._ema_reshard()
         keeps = _is_batch_norm if self.ema_teacher_buffers == "own" else None
         self._ema_average = ModuleAverage(self._teacher, self, self.ema_teacher_buffers != "copy", keeps)
         # Read once: the buffer lives on the device, where a look at each step would wait for it.
         self._ema_updates = int(self.ema_teacher_updates)
         if self._ema_updates == 0 and self.trainer.ckpt_path is None:  # weights may have been loaded since the copy
             ModuleAverage(self._teacher, self).update(decay=0.0)
+        # Not before: restoring a sharded optimizer steps it.
+        self.__dict__["_ema_hooks"] = after_each_step(self.trainer.optimizers, self._follow)
 
     def on_rewind(self) -> None:
         super().on_rewind()
         if self._teacher is not None:
             self._ema_updates = int(self.ema_teacher_updates)
 
-    def _follow(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _follow(self) -> None:
         """Move the teacher."""
-        if step_was_skipped(optimizer):
-            return
+        self._ema_reshard()
         self._ema_updates += 1
         self.ema_teacher_updates += 1
         self._ema_average.update(ema_decay(self._ema_updates, self._ema_decay or 0.0, self.ema_teacher_warmup))
+
+    def _ema_reshard(self) -> None:
+        if self._device_mesh is not None and self._teacher is not None:
+            reshard(self._teacher)
 
 
 def _is_batch_norm(module: nn.Module) -> bool:

@@ -93,6 +93,7 @@ class FlexMatchMixin(PseudoLabelsMixin):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.flexmatch_weight == 0:
             return super().training_step(batch, batch_idx)
+        self.flexmatch_state.fixed = self.flexmatch_threshold
         return self._pseudo_label_step(
             "flexmatch",
             batch,

@@ -139,7 +139,8 @@ class ReMixMatchMixin(MixedStreamsMixin):
         return Cost(1 + passes, passes, "the activations of the unlabelled views")
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        if self.remixmatch_weight == 0:
+        # A scheduled weight may pass 0; a head that got no gradient then would make DDP wait for it.
+        if self.remixmatch_weight == 0 and "remixmatch_head" not in self._modules:
             return super().training_step(batch, batch_idx)
         unlabeled = self.unlabeled_of(batch, "ReMixMatchMixin", two_views=True)
         views = [*unlabeled.named("strong"), unlabeled.weak]
@@ -159,7 +160,7 @@ class ReMixMatchMixin(MixedStreamsMixin):
             loss = F.cross_entropy(at_least_float32(premix()), guess)
             weight = self.ramped(self.remixmatch_premix_weight, self.remixmatch_ramp)
             output = self.add_term("remixmatch_premix", output, loss, weight)
-        if self._remixmatch_rotates:
+        if "remixmatch_head" in self._modules:
             loss = self.remixmatch_head.loss(self, unlabeled.strong, "ReMixMatchMixin")
             output = self.add_term("remixmatch_rotation", output, loss, self.remixmatch_rotation_weight)
         return output

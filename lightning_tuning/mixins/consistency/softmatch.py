@@ -41,6 +41,7 @@ class SoftMatchMixin(PseudoLabelsMixin):
     off = {"softmatch_weight": 0.0}
     needs = ("training_step", "forward")
     changes = ("batch", "loss", "buffers")
+    fixed = ("softmatch_momentum",)
     tasks = ("multiclass",)
     conflicts = alternatives("softmatch")
     needs_streams = True
@@ -75,6 +76,7 @@ class SoftMatchMixin(PseudoLabelsMixin):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         if self.softmatch_weight == 0:
             return super().training_step(batch, batch_idx)
+        self.softmatch_state.n_sigma = self.softmatch_sigmas
         return self._pseudo_label_step(
             "softmatch",
             batch,

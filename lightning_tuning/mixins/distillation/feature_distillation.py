@@ -97,7 +97,7 @@ class FeatureDistillationMixin(DistillingMixin):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        if self.feature_distillation_weight == 0:
+        if self._feature_distillation_rests:
             return super().training_step(batch, batch_idx)
         layers = [_layer(self, ours, "student") for ours, _ in self._feature_pairs]
         try:
@@ -105,6 +105,11 @@ class FeatureDistillationMixin(DistillingMixin):
                 return super().training_step(batch, batch_idx)
         finally:
             self.__dict__["_student_features"] = self.__dict__["_teacher_features"] = {}
+
+    @property
+    def _feature_distillation_rests(self) -> bool:
+        """With projectors it does not: without gradients for them, at a scheduled weight of 0, DDP would wait."""
+        return self.feature_distillation_weight == 0 and self._projectors is None
 
     def _teacher_watched(self) -> AbstractContextManager[Any]:
         return self._watch_teacher()
@@ -119,7 +124,7 @@ class FeatureDistillationMixin(DistillingMixin):
 
     def compute_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         loss = super().compute_loss(logits, target)
-        if self.feature_distillation_weight == 0 or not self._is_taught("feature_distillation"):
+        if self._feature_distillation_rests or not self._is_taught("feature_distillation"):
             return loss
         self._teacher_answer()
         distances = [self._distance(place) for place in range(len(self._feature_pairs))]

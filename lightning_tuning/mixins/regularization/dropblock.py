@@ -100,11 +100,12 @@ class DropBlockMixin(TuningMixin):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         skip = super().on_train_batch_start(batch, batch_idx)
+        rate = self.dropblock_rate
         if self._dropblock_is_scheduled:
             done = progress(self.trainer, self._dropblock_steps)
-            rate = drop_rate(self.dropblock_schedule, self.dropblock_rate, done)
-            self._dropblock.set_rate(rate)
+            rate = drop_rate(self.dropblock_schedule, rate, done)
             self.log_term("dropblock", torch.tensor(rate))
+        self._dropblock.set_rate(rate)
         return skip
 
     @property

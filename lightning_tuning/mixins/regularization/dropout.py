@@ -90,6 +90,7 @@ class DropoutMixin(TuningMixin):
         self._dropout_found: dict[str, nn.Module] = {}
         self._dropout_inputs = Injection()
         self._dropout_steps = 1
+        self._dropout_now = dropout_rate
         self._place_dropout()
 
     def configure_model(self) -> None:
@@ -109,6 +110,7 @@ class DropoutMixin(TuningMixin):
         self._set_dropout(self.dropout_rate)
 
     def _set_dropout(self, rate: float) -> None:
+        self._dropout_now = rate
         for layer in self._dropout_found.values():
             setattr(layer, "p" if isinstance(layer, _DropoutNd) else "dropout", rate)
         self._dropout_inputs.set_rate(rate)
@@ -132,13 +134,15 @@ class DropoutMixin(TuningMixin):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         skip = super().on_train_batch_start(batch, batch_idx)
+        if self.dropout_rate is None:
+            return skip
+        rate = self.dropout_rate
         if self._dropout_is_scheduled:
             done = progress(self.trainer, self._dropout_steps)
-            rate = drop_rate(
-                self.dropout_schedule, self.dropout_rate or 0.0, done, self.dropout_gamma, self.dropout_early_share
-            )
-            self._set_dropout(rate)
+            rate = drop_rate(self.dropout_schedule, rate, done, self.dropout_gamma, self.dropout_early_share)
             self.log_term("dropout", torch.tensor(rate))
+        if rate != self._dropout_now:
+            self._set_dropout(rate)
         return skip
 
     @property

@@ -8,7 +8,7 @@ from lightning_tuning.errors import check_range
 from lightning_tuning.functional import max_norm_
 from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.layers import unit_weights, weighted_layers
-from lightning_tuning.mixins.step_hook import after_each_step
+from lightning_tuning.timing.step_hook import after_each_step
 
 
 class MaxNormMixin(TuningMixin):

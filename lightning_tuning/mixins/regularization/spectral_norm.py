@@ -13,7 +13,7 @@ from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.injection import check_pattern, named
 from lightning_tuning.mixins.layers import raw_weight, unit_matrix, weighted_layers
 from lightning_tuning.mixins.plan import Cost
-from lightning_tuning.mixins.step_hook import after_each_step
+from lightning_tuning.timing.step_hook import after_each_step
 
 
 class SpectralNormMixin(TuningMixin):
@@ -43,6 +43,7 @@ class SpectralNormMixin(TuningMixin):
     stage = "weights"
     off = {"spectral_norm_bound": None}
     changes = ("weights", "buffers")
+    fixed = ("spectral_norm_bound",)
 
     def __init__(
         self,

@@ -81,9 +81,13 @@ class StochasticDepthMixin(TuningMixin):
 
         def make(place: int, name: str) -> DropOutput:
             share = place / len(branches) if self.stochastic_depth_mode == "linear" else 1.0
-            return DropOutput(share * self.stochastic_depth_rate, branches[name].batch_dim)
+            return DropOutput(share * self.stochastic_depth_rate, branches[name].batch_dim, share)
 
         self._stochastic_depth.place(self, {name: branch.module for name, branch in branches.items()}, make)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        self._stochastic_depth.set_rate(self.stochastic_depth_rate)
+        return super().on_train_batch_start(batch, batch_idx)
 
     def no_effect(self) -> str | None:
         if self._stochastic_depth.hooks:

@@ -70,6 +70,24 @@ def test_a_random_start(steps):
     )
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_one_step_begins_at_a_random_point_that_is_not_cut_to_the_range(steps):
+    """So that black pixels move as often downwards as upwards (Wong et al., 2020); PGD begins within the range."""
+    net = Net(linear(), adversarial_epsilon=0.3, adversarial_steps=steps, adversarial_step_size=0.1)
+    net.normalize = Normalize([0.0] * 4, [1.0] * 4)
+    x, y = (torch.rand(8, 4) > 0.5).float(), batches(1)[0][1]
+    torch.manual_seed(7)
+    start = array(torch.empty_like(x).uniform_(-0.3, 0.3))
+    torch.manual_seed(7)
+    net.training_step((x, y), 0)
+    w, b, pixels = array(net.network.weight), array(net.network.bias), array(x)
+    delta = start if steps == 1 else np.clip(pixels + start, 0, 1) - pixels
+    for _ in range(steps):
+        g = (softmax((pixels + delta) @ w.T + b) - one_hot(y.numpy(), 3)) @ w
+        delta = np.clip(pixels + np.clip(delta + 0.1 * np.sign(g), -0.3, 0.3), 0, 1) - pixels
+    np.testing.assert_allclose(array(net.batches[0][0]), pixels + delta, atol=1e-6)
+
+
 def test_two_classes_have_the_closed_form():
     """Against class 0 every gradient has the sign of w1 - w0, wherever it is taken."""
     net = Net(nn.Linear(4, 2), adversarial_epsilon=0.25, adversarial_steps=30)

@@ -134,7 +134,7 @@ def test_the_attack_touches_no_gradient():
     network = smooth()
     net = Net(network, **ON)
     seen = []
-    attack = net._trades_attack
+    attack = net._trades_attack()
 
     class Checking:
         def perturb(self, *args):
@@ -146,7 +146,7 @@ def test_the_attack_touches_no_gradient():
             assert not any(d.requires_grad for d in delta)
             return delta
 
-    net._trades_attack = Checking()
+    net._trades_attack = Checking
     fit(net, batches(2), accumulate_grad_batches=2)
     assert seen == [False, True]
 

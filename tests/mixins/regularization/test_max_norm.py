@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_tuning import EMATeacherMixin, MaxNormMixin, SpectralNormMixin
 from lightning_tuning.errors import CompositionError, InvalidValueError, NoEffectError
-from lightning_tuning.mixins.step_hook import after_each_step
+from lightning_tuning.timing.step_hook import after_each_step
 from tests.mixins.tiny import Tiny, batches, convolution, fit, smooth
 from tests.numerics import array
 
