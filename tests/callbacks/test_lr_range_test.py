@@ -491,7 +491,7 @@ def test_what_is_raised_within_the_test_leaves_the_module_as_it_was(tmp_path):
     torch.manual_seed(0)
     net, test = Interrupts(), LRRangeTest(steps=20)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    made = trainer(tmp_path, callbacks=[test])
+    made = trainer(tmp_path, callbacks=[test], logger=CSVLogger(tmp_path))
     with pytest.raises(KeyError, match="broken off"):
         made.fit(net, loaders(DATA, 8))
     assert_equal_state(before, dict(net.state_dict()))
