@@ -237,6 +237,24 @@ class AveragingCallback(CountedSteps):
         finally:
             self._swap_out(pl_module)
 
+    # A guard's rewind.
+
+    def _averages(self) -> list[WeightAverage]:
+        """All that are kept."""
+        return [] if self._average is None else [self._average]
+
+    def rewind_state(self) -> dict[str, Any]:
+        """What a guard that rewinds keeps beside the weights."""
+        return {"updates": self._updates, "averages": [average.values() for average in self._averages()]}
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        """A guard has put the weights back: the averages go back too. One that had not begun begins anew."""
+        self._updates, self._recomputed = state["updates"], -1
+        if not state["averages"]:
+            self._average = None
+        for average, values in zip(self._averages(), state["averages"], strict=True):
+            average.load(values)
+
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def take_snapshot(trainer: Trainer) -> dict[str, Any]:
     return {
         "step": trainer.global_step,
         "tensors": {name: _copy(tensor) for name, tensor in _tensors(trainer.lightning_module).items()},
+        "callbacks": {c.state_key: apply_to_collection(c.rewind_state(), Tensor, _copy) for c in _rewound(trainer)},
         "optimizers": [apply_to_collection(o.state_dict()["state"], Tensor, _copy) for o in trainer.optimizers],
     }
 
@@ -34,9 +35,17 @@ def put_back(snapshot: dict[str, Any], trainer: Trainer) -> None:
         groups = optimizer.param_groups  # schedules and callbacks may hold them
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         optimizer.param_groups = groups
+    for callback in _rewound(trainer):
+        if callback.state_key in snapshot["callbacks"]:  # else it came with a resume
+            callback.rewind(snapshot["callbacks"][callback.state_key])
     tell = getattr(module, "on_rewind", None)
     if callable(tell):
         tell()
+
+
+def _rewound(trainer: Trainer) -> list[Any]:
+    """The callbacks that follow the weights, such as averages of them."""
+    return [callback for callback in trainer.callbacks if hasattr(callback, "rewind_state")]  # type: ignore[attr-defined]
 
 
 def _tensors(module: LightningModule) -> dict[str, Tensor]:

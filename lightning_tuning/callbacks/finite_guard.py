@@ -103,8 +103,10 @@ class FiniteGuard(Guard):
         """Whether what a checkpoint would hold is finite."""
         module = trainer.lightning_module
         buffers = [b for name, b in _buffers(module).items() if name not in self._infinite]
+        saved = trainer.strategy.lightning_module_state_dict()  # averages, where there are some
+        averages = [v for name, v in saved.items() if isinstance(v, Tensor) and name not in self._infinite]
         state = [v for o in trainer.optimizers for s in o.state.values() for v in s.values() if isinstance(v, Tensor)]
-        return _are_finite([*module.parameters(), *buffers, *state])
+        return _are_finite([*module.parameters(), *buffers, *averages, *state])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._all_ranks_are_finite(trainer):

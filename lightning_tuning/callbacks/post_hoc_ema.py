@@ -179,6 +179,15 @@ class PostHocEMA(AveragingCallback):
         assign_(parts_named(pl_module, state), state)
         recalibrate_on_training_data(trainer, pl_module)
 
+    # A guard's rewind.
+
+    def _averages(self) -> list[WeightAverage]:
+        return [*super()._averages(), *(self._others if self._average is not None else [])]
+
+    def rewind(self, state: dict[str, Any]) -> None:
+        super().rewind(state)
+        self._stored = [path for path in self._stored if int(Path(path).stem) <= self._updates]
+
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:

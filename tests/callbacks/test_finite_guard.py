@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import partial
 
 import lightning.pytorch as pl
 import pytest
@@ -14,7 +15,17 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tuning import AutoClip, DigitsDataModule, ExactResume, FiniteGuard, compose, mixins
+from lightning_tuning import (
+    AutoClip,
+    DigitsDataModule,
+    ExactResume,
+    FiniteGuard,
+    PostHocEMA,
+    WeightEMA,
+    WeightSWA,
+    compose,
+    mixins,
+)
 from lightning_tuning.callbacks import _gradients
 from lightning_tuning.callbacks._bad_batches import find_index
 from lightning_tuning.errors import DivergenceError, InvalidValueError
@@ -356,6 +367,12 @@ def test_an_action_that_does_not_help_ends_in_a_stop(tmp_path):
     assert guard.state_dict()["total"] == 4
 
 
+def test_an_action_is_taken_again_after_good_steps(tmp_path):
+    guard = FiniteGuard(patience=2, action="reduce_lr")
+    fit(make(), [Poison(1, 2, 4, 5), guard], tmp_path)
+    assert guard.state_dict()["rate"] == 0.25
+
+
 class Break(pl.Callback):
     """Makes a weight infinite after a step, as an update can."""
 
@@ -394,6 +411,43 @@ def test_rewind_goes_back_to_the_snapshot_and_on(tmp_path):
     assert guard.state_dict()["total"] == 2
     text = (tmp_path / "diagnosis.txt").read_text()
     assert "are those of step 6 again" in text
+
+
+@pytest.mark.parametrize("make_average", [WeightEMA, partial(WeightSWA, start="0st", every="1st"), PostHocEMA])
+def test_averages_of_the_weights_are_rewound_with_them(make_average, tmp_path):
+    """The same run, its weights broken in one step or not: the average goes back to before it."""
+    average, seen = make_average(), []
+    guard = FiniteGuard(patience=2, action="rewind", rewind_every=3)
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            kept = average.rewind_state()
+            averages = [{name: value.clone() for name, value in values.items()} for values in kept["averages"]]
+            seen.append((kept["updates"], averages))
+
+    made = fit(make(plain=True), [Keep(), Break(8), average, guard], tmp_path, max_epochs=3)
+    assert made.global_step == 12
+    (updates, averages), (updates_again, averages_again) = seen[6], seen[10]
+    assert updates == updates_again < seen[8][0]
+    assert averages
+    for one, other in zip(averages, averages_again, strict=True):
+        assert_equal_state(one, other)
+    assert not all(torch.isfinite(value).all() for values in seen[9][1] for value in values.values())
+    assert all_finite(made.lightning_module)
+
+
+def test_a_checkpoint_of_a_broken_average_is_not_written(tmp_path):
+    class BreakAverage(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            if trainer.global_step == 8:
+                average.rewind_state()["averages"][0]["net.0.weight"].fill_(float("nan"))
+
+    average = WeightEMA()
+    callbacks = [average, BreakAverage(), FiniteGuard(), ModelCheckpoint(tmp_path, "last", save_top_k=-1)]
+    with pytest.raises(DivergenceError, match="The training has ended with"):
+        fit(make(), callbacks, tmp_path, enable_checkpointing=None)
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
+    assert saved(tmp_path / "last.ckpt") == 4
 
 
 def test_rewind_without_a_good_step_stops(tmp_path):
