@@ -401,7 +401,6 @@ class Spoiled(Host):
         return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 1 else 1.0)
 
 
-@pytest.mark.filterwarnings("ignore:.*the update was not made")
 def test_a_step_that_a_guard_refused_is_none(tmp_path):
     net, callback = make(Spoiled), ema(start="2st")
     fit(net, [callback, FiniteGuard()], tmp_path)
