@@ -185,6 +185,8 @@ class TuningMixin(LightningModule):
     def ramped(self, weight: float, ramp: str | None) -> float:
         """``weight`` times the ramp's factor now, a function of the optimizer steps done and of nothing else.
 
+        The factor is recorded as ``train/<stem>_ramp``.
+
         Args:
             weight: The full weight.
             ramp: What :func:`~lightning_tuning.mixins.ramps.check_ramp` let through; None: always the full weight.
@@ -192,12 +194,11 @@ class TuningMixin(LightningModule):
         parsed = parse_ramp(ramp) if ramp is not None and self._trainer is not None else None
         if parsed is None:
             return weight
-        return weight * parsed.factor(self.trainer.global_step, self.steps_in(parsed.length))
-
-    def _log_ramps(self) -> None:
-        """Record the factor of each ramp of an active technique as ``train/<stem>_ramp``."""
+        factor = parsed.factor(self.trainer.global_step, self.steps_in(parsed.length))
         for name in self.__dict__.get("_ramps", ()):
-            self.log_term(name, torch.tensor(self.ramped(1.0, getattr(self, name))))
+            if getattr(self, name) == ramp:
+                self.log_term(name, torch.tensor(factor))
+        return weight * factor
 
     def steps_in(self, duration: Duration) -> float:
         """The length of a duration in optimizer steps of this run."""
@@ -354,10 +355,6 @@ class TuningMixin(LightningModule):
                 f"{', '.join(dead)} would do nothing. Call it there instead of the loss function."
             )
         self.__dict__["_saw_compute_loss"] = True
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
-        self._log_ramps()  # before the step, with which a ramp goes on
-        return super().on_train_batch_start(batch, batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
