@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_tuning.functional import idle_units, off_below, saturated, variation
+from lightning_tuning.functional import idle_units, moments, off_below, saturated
 
 _PASSED_THROUGH = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 _ACTIVATIONS = "torch.nn.modules.activation"
@@ -152,7 +152,7 @@ class ActivationLook:
             if self._listens(layer, training) and args and _is_readable(args[0]):
                 # Now, for the layer may write its outputs over its inputs.
                 with torch.no_grad():
-                    std, mean = torch.std_mean(_wide(args[0]), correction=0)
+                    mean, std, _ = moments(_wide(args[0]))
                     floor = off_below(layer)
                     idle = mean if floor is None else idle_units(args[0], floor, self._unit_dim(args[0]))
                     self._inputs[layer] = mean, std, idle
@@ -182,9 +182,8 @@ class ActivationLook:
         return hook
 
     def _measure(self, place: Place, output: Tensor, inputs: tuple[Tensor, Tensor, Tensor] | None) -> None:
-        values, wide = place.values, _wide(output)
-        values["std"], values["mean"] = torch.std_mean(wide, correction=0)
-        values["variation"] = variation(wide)
+        values = place.values
+        values["mean"], values["std"], values["variation"] = moments(_wide(output))
         if weights := [p.detach() for p in place.layer.parameters() if _is_plain(p)]:
             place.largest_weight = torch.stack([p.abs().max() for p in weights]).max()
         if not is_activation(place.layer):

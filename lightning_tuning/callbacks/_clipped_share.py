@@ -31,7 +31,7 @@ class ClippedShare:
     def note(self, norm: Tensor | None, limit: float) -> None:
         """The step under way clips a gradient of this norm to ``limit``; a truth value is a norm with the limit 0.5.
 
-        None: nothing is known of it yet.
+        None: it has no gradient.
         """
         self._noted = None if norm is None else (norm, limit)
 

@@ -91,11 +91,11 @@ def _inputs(trainer: Trainer, pl_module: LightningModule, limit: int | None, dat
 
 
 def _input(pl_module: LightningModule, batch: Any) -> Any:
+    if isinstance(batch, dict) and {"labeled", "unlabeled"} <= batch.keys():
+        batch = batch["labeled"]
     unpack = getattr(pl_module, "unpack_batch", None)
     if unpack is not None:
         return unpack(batch)[0]
-    if isinstance(batch, dict) and "labeled" in batch:
-        batch = batch["labeled"]
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 

@@ -167,8 +167,8 @@ class GradientNorm(StepFollower):
         """The Trainer's clipping, which comes after all callbacks, with a look before it and one behind it."""
         index = trainer.optimizers.index(optimizer)
         share = self._shares.get(index)
-        if share is not None:
-            share.note(self._clippers[0].clipped.get(index) if self._clipping == "auto_clip" else None, 0.5)
+        if share is not None and self._clipping == "auto_clip":
+            share.note(self._clippers[0].clipped.get(index), 0.5)
         if self._due and self._clipping != "norm" and index not in self._looks:
             self._look(trainer, index, Norms(trainer.precision_plugin.main_params(optimizer), widen=True))
         clip_gradients(module, optimizer, *args, **kwargs)

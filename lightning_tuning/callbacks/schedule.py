@@ -164,8 +164,10 @@ class Schedule(Callback):
         self._found = found = find_target(trainer, pl_module, self.target)
         others = [c for c in trainer.callbacks if isinstance(c, Schedule) and c is not self]  # type: ignore[attr-defined]
         for other in others:
-            if other.target == self.target or overlap(found, other._found):
-                raise CompositionError(f"Two schedules set {self.target}: {other.target!r} and this. Leave one out.")
+            if overlap(found, other._found):
+                raise CompositionError(f"Two schedules set {self.target}: {other.target!r} sets it too. Leave one out.")
+        if isinstance(found, AccumulationTarget):
+            found.begin(self.value, keep=False)  # others ask for it, also those before it in the list
         if isinstance(found, GroupTarget) and self.layer_decay not in (None, 1):
             layers = split_by_layer(pl_module, found, self.layer_decay or 1.0)
             rank_zero_info(
@@ -205,7 +207,8 @@ class Schedule(Callback):
     ) -> None:
         if trainer.global_step == self._attempted:  # within an accumulation window
             return
-        if not self.target.endswith("lr") and is_logging_step(trainer):
+        sets_rates = isinstance(self._target, GroupTarget) and self._target.value == "lr"
+        if not sets_rates and is_logging_step(trainer):
             values: dict[str, Any] = {f"schedule/{self.target}": self._now}
             trainer._logger_connector.log_metrics(values)
         if self._stepped:
@@ -268,7 +271,7 @@ class Schedule(Callback):
         clock = found.clock if isinstance(found, AccumulationTarget) else self._clock
         values = [v for full in {*found.full_values()} if full for v in self.curve.values(full, clock, _LOOKS)]
         for value in {min(values), max(values)} if values else ():
-            if self.target.endswith("momentum"):
+            if isinstance(found, GroupTarget) and found.value == "momentum":
                 check_range(f"The schedule's {self.target}", value, 0, 1, open_high=True)
             elif isinstance(found, ModuleTarget) and found.of_technique:
                 module.check_adjusted(self.target, value)  # type: ignore[operator]

@@ -68,7 +68,7 @@ from .soup import StateMean, greedy_soup, uniform_soup
 from .spike import spike_threshold
 from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
-from .unit_health import idle_units, off_below, run_lengths, saturated, variation
+from .unit_health import idle_units, moments, off_below, run_lengths, saturated
 from .virtual_adversarial import fisher_product, softmax_curvature
 from .weight_average import Trained, WeightAverage, assign_, parts_named, reshard, trained_parts
 
@@ -155,6 +155,7 @@ __all__ = [
     "mean_teacher_loss",
     "mix",
     "mixmatch_loss",
+    "moments",
     "noise_std",
     "of_samples",
     "off_below",
@@ -207,7 +208,6 @@ __all__ = [
     "uniform_soup",
     "unit_norms",
     "unit_samples",
-    "variation",
     "weight_noise",
     "without_graph",
 ]

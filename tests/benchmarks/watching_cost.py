@@ -27,6 +27,7 @@ from turns import Variant, seconds_by_turns, show
 
 from lightning_tuning import ConfidencePenaltyMixin, TuningMixin, compose
 from lightning_tuning.callbacks import (
+    ActivationHealth,
     ExactResume,
     GradientHistogram,
     GradientNorm,
@@ -142,7 +143,7 @@ def terms(rounds: int) -> None:
     print(f"  log_term costs {median:.3f} of what self.log costs (quartiles {low:.3f} to {high:.3f})")
 
 
-WATCHERS = (GradientNorm, GradientHistogram, TermGradients, RobustAccuracy, MonitorCheck)
+WATCHERS = (GradientNorm, GradientHistogram, TermGradients, ActivationHealth, RobustAccuracy, MonitorCheck)
 
 
 def everything(rounds: int) -> None:

@@ -47,7 +47,9 @@ class Batches(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         state = torch.get_rng_state().sum().item(), random.getstate()[1][-1], np.random.get_state()[2]  # noqa: NPY002
         rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
-        self.seen.append((str(batch), batch_idx, trainer.global_step, rates, state))
+        connector = trainer._logger_connector
+        metrics = {**connector._logged_metrics, **connector._callback_metrics, **connector._progress_bar_metrics}
+        self.seen.append((str(batch), batch_idx, trainer.global_step, rates, state, sorted(metrics)))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.seen.append((outputs["loss"].item(), len(trainer.optimizers[0].state)))
@@ -278,11 +280,19 @@ def least_squares():
     return x, x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64) + 0.3
 
 
-def swept(tmp_path, test, net=None, size=8, others=(), **kwargs):
+class Unsized(IterableDataset):
+    """The least squares without a length."""
+
+    def __iter__(self):
+        return iter(zip(*least_squares(), strict=True))
+
+
+def swept(tmp_path, test, net=None, size=8, others=(), sized=True, **kwargs):
     """The range test of the least squares; what it wrote, and the Trainer."""
     net = (net or Linear()).double()
     made = trainer(tmp_path, callbacks=[test, *others], precision="64-true", **{"max_epochs": 1, **kwargs})
-    made.fit(net, DataLoader(TensorDataset(*least_squares()), size, generator=torch.Generator()))
+    dataset = TensorDataset(*least_squares()) if sized else Unsized()
+    made.fit(net, DataLoader(dataset, size, generator=torch.Generator()))
     return json.loads((tmp_path / "lr_range_test.json").read_text()), made
 
 
@@ -305,11 +315,12 @@ def by_hand(rates, size, accumulate=1):
     return losses[1:]
 
 
+@pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_losses_are_those_of_steps_made_by_hand(accumulate, tmp_path):
+def test_the_losses_are_those_of_steps_made_by_hand(accumulate, sized, tmp_path):
     """Ratios of groups, windows, the incomplete window at an epoch's end, and which rate a loss belongs to."""
     test = LRRangeTest(min_lr=1e-3, max_lr=0.2, steps=14, smoothing=0.5)
-    found, _ = swept(tmp_path, test, size=8, accumulate_grad_batches=accumulate)
+    found, _ = swept(tmp_path, test, size=8, sized=sized, accumulate_grad_batches=accumulate)
     rates = np.geomspace(1e-3, 0.2, 14)
     np.testing.assert_allclose(found["lrs"], rates)
     losses = by_hand(rates, 8, accumulate)
@@ -491,7 +502,7 @@ def test_what_is_raised_within_the_test_leaves_the_module_as_it_was(tmp_path):
     torch.manual_seed(0)
     net, test = Interrupts(), LRRangeTest(steps=20)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    made = trainer(tmp_path, callbacks=[test])
+    made = trainer(tmp_path, callbacks=[test], logger=CSVLogger(tmp_path))
     with pytest.raises(KeyError, match="broken off"):
         made.fit(net, loaders(DATA, 8))
     assert_equal_state(before, dict(net.state_dict()))

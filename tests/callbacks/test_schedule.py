@@ -356,10 +356,10 @@ class Windows(pl.Callback):
 def test_the_accumulation_rises_between_epochs_and_others_know(tmp_path):
     windows, lr = Windows(), Schedule()
     growing = Schedule("accumulation", "multi_step(1ep, 2ep, gamma=2)", value=1)
-    seen, made = fit(tmp_path, lr, growing, windows, max_epochs=4)
+    seen, made = fit(tmp_path, lr, growing, windows, max_epochs=4, accumulate_grad_batches=3)
     assert windows.sizes == [1, 1, 1, 1, 2, 2, 4, 4]
     assert seen == pytest.approx(cosine(8))
-    assert made.accumulate_grad_batches == 1
+    assert made.accumulate_grad_batches == 3
 
 
 def test_the_accumulation_of_a_share_of_the_run(tmp_path):
@@ -524,14 +524,17 @@ def test_a_checkpoint_within_an_accumulation_window(tmp_path):
     assert again == seen[3:]
 
 
-def test_a_skip_right_before_the_checkpoint_is_remembered(tmp_path):
+@pytest.mark.parametrize("skipped", [1, 5])
+def test_a_skip_before_the_checkpoint_is_remembered(skipped, tmp_path):
+    """Early, in the warm-up of one epoch, or right before."""
+
     class Save(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             if trainer.global_step == 6:
                 trainer.save_checkpoint(tmp_path / "skipped.ckpt")
 
     settings = {"precision": "16-mixed", "max_epochs": 3}
-    seen, _ = fit(tmp_path, Schedule(warmup="1ep"), Infinite(5), Save(), **settings)
+    seen, _ = fit(tmp_path, Schedule(warmup="1ep"), Infinite(skipped), Save(), **settings)
     again, _ = fit(tmp_path, Schedule(warmup="1ep"), ckpt_path=tmp_path / "skipped.ckpt", **settings)
     assert again == seen[6:]
 
@@ -627,7 +630,8 @@ SHARP = {"sam_rho": 0.1, "freematch_weight": 0.0}
 @pytest.mark.parametrize(
     ("callbacks", "net", "error", "message"),
     [
-        ([Schedule("lr"), Schedule("0.lr")], Host, CompositionError, "Two schedules set 0.lr|Two schedules set lr"),
+        ([Schedule("lr"), Schedule("0.lr")], Host, CompositionError, r"Two schedules set 0\.lr: 'lr' sets it too"),
+        ([Schedule("lr"), Schedule("lr")], Host, RuntimeError, "more than one stateful callback of type `Schedule`"),
         ([Schedule("head.lr")], Host, InvalidValueError, r"no group 'head'\. It has: 0\."),
         ([Schedule("resst.lr")], Grouped, InvalidValueError, r"did you mean 'rest'\? It has: 0, stem, 1, rest\."),
         ([Schedule("lr")], Scheduled, CompositionError, "Schedule sets lr, and so does the StepLR that Scheduled.conf"),

@@ -12,13 +12,14 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_tuning import ExactResume
+from lightning_tuning.callbacks import CheckpointSoup
 from lightning_tuning.mixins import TECHNIQUES
 
 from .callback_settings import CALLBACKS
 from .nets import assert_equal_state, loaders, make, trainer
 from .settings import ROWS, Setting
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:Step \d+, epoch \d+")  # what a callback tells the user
+pytestmark = pytest.mark.filterwarnings("ignore:.*EMATeacherMixin answers in evaluation mode")
 AT_THE_STEP = ("optimizer", "teacher")
 
 
@@ -31,8 +32,21 @@ def pair(callback, technique):
     return pytest.param(callback, technique, id=f"{callback.__name__}-{technique.stem}", marks=marks)
 
 
+def callback_of(kind, technique, tmp_path):
+    """The callback of the table; for a soup, one of two trained modules with the technique."""
+    if kind is not CheckpointSoup:
+        return CALLBACKS[kind].make()
+    files = [tmp_path / f"{seed}.ckpt" for seed in (1, 2)]
+    for seed, file in enumerate(files, start=1):
+        if not file.exists():
+            made = trainer(tmp_path, max_epochs=1)
+            made.fit(make(technique.stem, seed), loaders(ROWS[technique.stem][1], 8, size=16))
+            made.save_checkpoint(file)
+    return CheckpointSoup([str(file) for file in files], monitor="val/loss", mode="min")
+
+
 def fit(kind, technique, tmp_path, *others, seed=0, ckpt_path=None):
-    setting, callback = ROWS[technique.stem][1], CALLBACKS[kind].make()
+    setting, callback = ROWS[technique.stem][1], callback_of(kind, technique, tmp_path)
     net = make(technique.stem, seed)
     callbacks = [ExactResume(seed=3), callback, *others]
     made = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_tuning.functional import idle_units, off_below, run_lengths, saturated, variation
+from lightning_tuning.functional import idle_units, moments, off_below, run_lengths, saturated
 
 OFF = [
     *(nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish()),
@@ -83,14 +83,25 @@ def test_a_unit_is_idle_if_no_sample_and_no_position_switches_it_on(shape, dim):
     assert idle_units(values, 0.0, dim).tolist() == [False, False, True]
 
 
-def test_variation_is_the_rms_without_the_samples_mean_over_the_rms():
-    output = np.random.default_rng(0).normal(3.0, 1.0, (6, 4, 5))
-    without_mean = output - output.mean(0)
-    expected = math.sqrt((without_mean**2).mean() / (output**2).mean())
-    assert variation(torch.tensor(output)).item() == pytest.approx(expected, rel=1e-12)
-    assert variation(torch.ones(6, 4)).item() == 0
-    assert math.isnan(variation(torch.ones(1, 4)).item())
-    assert math.isnan(variation(torch.zeros(6, 4)).item())
+@pytest.mark.parametrize("shape", [(6, 5), (6, 4, 5), (6, 2, 3, 3)])
+def test_moments_are_those_of_numpy(shape):
+    values = np.random.default_rng(0).normal(3.0, 1.0, shape) * np.arange(1.0, 1 + shape[-1])
+    without_mean = values - values.mean(0)
+    variation = math.sqrt((without_mean**2).mean() / (values**2).mean())
+    expected = [values.mean(), values.std(), variation]
+    assert [x.item() for x in moments(torch.tensor(values))] == pytest.approx(expected, rel=1e-12)
+
+
+def test_moments_of_what_does_not_depend_on_the_sample():
+    row = torch.tensor([1.0, 2.0, 6.0])
+    for values in (row.repeat(4, 1), row[None]):
+        mean, std, variation = moments(values)
+        assert (mean.item(), std.item()) == pytest.approx((3.0, math.sqrt(14 / 3)))
+        assert variation.item() == 0 if len(values) > 1 else math.isnan(variation.item())
+    assert math.isnan(moments(torch.zeros(6, 4))[2].item())
+    small = 1.0 + 1e-4 * torch.randn(500, 20, generator=torch.Generator().manual_seed(0))
+    assert moments(small)[2].item() == pytest.approx(1e-4, rel=0.03)  # no difference of large numbers
+    assert not any(math.isfinite(x.item()) for x in moments(torch.tensor([[1.0, math.nan], [1.0, 1.0]])))
 
 
 def test_run_lengths_count_looks_in_a_row():
