@@ -29,12 +29,12 @@ class Noted(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         if self.where == "train":
-            self.log("loss", self._loss(), on_epoch=True)
+            self.log("loss", self._loss(), on_step=False, on_epoch=True)
         return self.layer(batch[0].flatten(1)).mean()
 
     def _loss(self):
         loss = self.losses[self.current_epoch]
-        return torch.tensor(loss + (0.5 if self.global_rank else -0.5) * (self.trainer.world_size > 1))
+        return torch.tensor(10.0 if self.global_rank else loss)
 
     def validation_step(self, batch, batch_idx):
         if self.where == "val":
@@ -122,7 +122,7 @@ def test_a_resumed_run_has_the_rates_of_the_straight_one(where, keep, tmp_path):
 
 
 def test_ranks_agree(tmp_path):
-    """They have other losses, of which the mean counts."""
+    """They have other losses, of which the mean counts: the second rank's never improves."""
 
     class Check(pl.Callback):
         def on_train_start(self, trainer, pl_module):
@@ -132,7 +132,7 @@ def test_ranks_agree(tmp_path):
             self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
         def on_train_end(self, trainer, pl_module):
-            assert self.rates == torchs(LOSSES)
+            assert self.rates == torchs([(loss + 10.0) / 2 for loss in LOSSES])
 
     fit(tmp_path, plateau(), Check(), strategy="ddp_fork", devices=2, use_distributed_sampler=False)
 
