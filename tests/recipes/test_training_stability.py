@@ -55,9 +55,7 @@ def test_the_first_network_does_not_train_and_the_diagnosis_says_why(run):
     assert accuracy < 0.2
     constant, vanished = said
     assert re.search(r"activation3 \(Sigmoid\): the outputs have hardly depended on the input since step 0", constant)
-    assert re.search(
-        r"The gradient has vanished towards the first layer since step 0: .*linear1 .* against .*head", vanished
-    )
+    assert re.search(r"The gradient has vanished towards .* since step 0: .*linear1 .* against .*head", vanished)
     assert "each of the 8 Sigmoid layers between them multiplies it by a slope of at most 1/4" in vanished
     assert is_quoted(constant)
     assert is_quoted(vanished)
