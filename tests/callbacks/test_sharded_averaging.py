@@ -169,6 +169,7 @@ def test_a_teacher_of_two_shards_is_that_of_one_process(tmp_path):
     assert found["losses"][2:] == resumed["losses"]
 
 
+@pytest.mark.filterwarnings("ignore:.*EMATeacherMixin answers in evaluation mode")
 def test_teacher_and_average_together(tmp_path):
     one = train(tmp_path, sharded=False, kind=Taught)
     found = train_on_two(tmp_path, kind=Taught)
