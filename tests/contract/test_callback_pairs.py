@@ -2,7 +2,8 @@
 callback's own state included.
 
 Callbacks act where the optimizer steps. So what a technique may get in the way of is that step, which those of the
-stages ``optimizer`` and ``teacher`` share with them, and what both change; the other pairs are with the slow tests.
+stages ``optimizer`` and ``teacher`` share with them, and what both change. The other pairs are with the slow tests, and
+so are those with callbacks that only watch: that the training is bitwise the same beside them is tested apart.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ AT_THE_STEP = ("optimizer", "teacher")
 
 
 def close(callback, technique) -> bool:
-    return technique.stage in AT_THE_STEP or bool(set(getattr(callback, "changes", ())) & set(technique.changes))
+    shared = set(getattr(callback, "changes", ())) & set(technique.changes)
+    return CALLBACKS[callback].kind != "watches" and (technique.stage in AT_THE_STEP or bool(shared))
 
 
 def pair(callback, technique):
