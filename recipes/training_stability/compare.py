@@ -23,22 +23,24 @@ METRIC = "test/accuracy"
 
 
 def draw(folders: dict[str, Path], path: Path) -> None:
-    """Training loss and validation accuracy over the steps of the runs in ``folders``, by variant.
-
-    A curve of the loss ends where it is not finite; one that leaves the panel has diverged.
+    """Training loss and validation accuracy by epoch of the runs in ``folders``, by variant; those of the higher
+    learning rate in a row of their own. A loss that is not finite has no curve.
     """
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    for number, (name, folder) in enumerate(folders.items()):
-        series = read_series(read_journal(folder / "metrics.jsonl"))
-        style = {"color": f"C{number}", "linestyle": "-" if number < 6 else "--", "linewidth": 1.6, "label": name}
-        loss.plot(*series.get("train/loss", ((), ())), **style)  # none where not one was finite
-        accuracy.plot(*series["val/accuracy"], **style)
-    loss.set(title="training loss", xlabel="optimizer step", yscale="log", ylim=(1e-3, 10))
-    accuracy.set(title="validation accuracy", xlabel="optimizer step", ylim=(0, 1))
-    for axes in (loss, accuracy):
-        axes.grid(alpha=0.25)
-    figure.legend(*loss.get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
+    is_faster = {name: name.startswith("learning rate") for name in folders}
+    rows = [[name for name in folders if is_faster[name] is faster] for faster in (False, True)]
+    rows = [names for names in rows if names]
+    figure = Figure(figsize=(11, 3.6 * len(rows)), layout="constrained")
+    for names, (loss, accuracy) in zip(rows, figure.subplots(len(rows), 2, squeeze=False), strict=True):
+        for name in names:
+            series = read_series(read_journal(folders[name] / "metrics.jsonl"))
+            style = {"marker": "o", "markersize": 3, "label": name}
+            loss.plot(*series.get("train/loss_epoch", ((), ())), **style)
+            accuracy.plot(*series["val/accuracy"], **style)
+        loss.set(title="training loss", xlabel="optimizer step", yscale="log", ylim=(1e-4, 4))
+        accuracy.set(title="validation accuracy", xlabel="optimizer step", ylim=(0, 1))
+        accuracy.legend(fontsize=9, frameon=False, loc="center right")
+        for axes in (loss, accuracy):
+            axes.grid(alpha=0.25)
     figure.savefig(path, dpi=110)
 
 
