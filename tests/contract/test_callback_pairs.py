@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_tuning import ExactResume
 from lightning_tuning.callbacks import CheckpointSoup
+from lightning_tuning.errors import InvalidValueError, NoEffectError
 from lightning_tuning.mixins import TECHNIQUES
 
 from .callback_settings import CALLBACKS
@@ -32,6 +33,12 @@ def close(callback, technique) -> bool:
 def pair(callback, technique):
     marks = () if close(callback, technique) else pytest.mark.slow
     return pytest.param(callback, technique, id=f"{callback.__name__}-{technique.stem}", marks=marks)
+
+
+REFUSED = {
+    ("BatchNormRecalibration", "norm"): (NoEffectError, "no batch norm layer"),  # the technique has exchanged them
+    ("CheckpointSoup", "temporal_ensembling"): (InvalidValueError, "is not of the model"),  # its table grows in the fit
+}
 
 
 def callback_of(kind, technique, tmp_path):
@@ -61,6 +68,11 @@ def fit(kind, technique, tmp_path, *others, seed=0, ckpt_path=None):
 )
 def test_a_callback_and_a_technique_train_and_resume(kind, technique, tmp_path):
     keep = ModelCheckpoint(tmp_path, "kept", every_n_train_steps=2, save_top_k=-1)
+    if (kind.__name__, technique.stem) in REFUSED:
+        error, message = REFUSED[kind.__name__, technique.stem]
+        with pytest.raises(error, match=message):
+            fit(kind, technique, tmp_path, keep)
+        return
     straight, callback = fit(kind, technique, tmp_path, keep)
     assert all(torch.isfinite(value).all() for value in straight.model.state_dict().values())
     torch.manual_seed(12345)
