@@ -188,7 +188,7 @@ class Schedule(Callback):
         else:  # the checkpoint is of a run without this schedule
             self._steps += missing
         self._clock = RunClock(trainer, self._skipped)
-        self._target.begin(self.value, keep=False)
+        self._target.begin(self.value, keep=resumes and self.value == self._saved_value)
         self._saved_value, self._is_loaded = self.value, False
         if isinstance(self._target, GroupTarget) and self.reference_batch is not None:
             factor = self._batch_scale(trainer, self.reference_batch)
