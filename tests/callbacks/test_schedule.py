@@ -303,8 +303,14 @@ def test_a_number_of_the_users_own_module(tmp_path):
     assert net.beta == 2.0
 
 
-def test_configured_values_come_back_and_are_those_of_the_checkpoint(tmp_path):
-    net = compose(Host, SAMMixin)(sam_rho=0.2)
+class Silent(Host):
+    def save_hyperparameters(self, *args, **kwargs):
+        """A host that saves none: the mixins save their own."""
+
+
+@pytest.mark.parametrize("host", [Host, Silent])
+def test_configured_values_come_back_and_are_those_of_the_checkpoint(host, tmp_path):
+    net = compose(host, SAMMixin)(sam_rho=0.2)
 
     class Save(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *args):
@@ -478,10 +484,11 @@ def test_the_devices_count(tmp_path):
     fit(tmp_path, Schedule(shape="constant", reference_batch=16), Check(), size=4, max_epochs=1, **ranks)
 
 
+@pytest.mark.parametrize("value", [None, 0.02])
 @pytest.mark.parametrize("first", [True, False])
-def test_the_rate_that_a_range_test_finds_is_the_full_one(first, tmp_path):
+def test_the_rate_that_a_range_test_finds_is_the_full_one(first, value, tmp_path):
     search = LRRangeTest(steps=10, apply=True, rule="minimum")
-    schedule = Schedule(shape="linear", warmup="2st")
+    schedule = Schedule(shape="linear", warmup="2st", value=value)
     seen, made = fit(tmp_path, *([search, schedule] if first else [schedule, search]), max_epochs=1)
     full = search.suggestions["minimum"]
     assert full is not None
@@ -489,7 +496,7 @@ def test_the_rate_that_a_range_test_finds_is_the_full_one(first, tmp_path):
     assert seen == pytest.approx([full * f for f in (0.5, 1.0, 1.0, 0.5)])
     made.save_checkpoint(tmp_path / "a.ckpt")
     more = {"max_epochs": 2, "ckpt_path": tmp_path / "a.ckpt"}
-    seen, _ = fit(tmp_path, search, Schedule(shape="linear", warmup="2st"), **more)
+    seen, _ = fit(tmp_path, search, Schedule(shape="linear", warmup="2st", value=value), **more)
     assert seen == pytest.approx([full * (1 - step / 6) for step in range(2, 6)])
 
 

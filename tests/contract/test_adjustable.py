@@ -112,6 +112,6 @@ def test_a_technique_may_rest(row, name, tmp_path):
 def test_techniques_with_parameters_of_their_own_may_rest_on_two_ranks(row, name, tmp_path):
     """DDP waits for the gradient of each parameter."""
     net = net_of(row)
-    fit(net, row, tmp_path, Rest(name), strategy="ddp_fork", devices=2, max_epochs=1)
+    fit(net, row, tmp_path, Rest(name), strategy="ddp_fork", devices=2, max_epochs=2)
     before = dict(net_of(row).state_dict())
     assert any(not torch.equal(value, before[key]) for key, value in net.state_dict().items() if key in before)
