@@ -236,10 +236,12 @@ def test_two_groups_have_schedules_of_their_own(tmp_path):
 
 
 def test_weight_decay_rises_where_there_is_one(tmp_path):
-    schedule = Schedule("weight_decay", "cosine(end=0.3)")
-    seen, made = fit(tmp_path, schedule, net=Grouped(plain=True), seen=key("weight_decay", 1), max_epochs=1)
-    assert seen == pytest.approx([0.3 - 0.2 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)])
-    assert made.optimizers[0].param_groups[0]["weight_decay"] == 0.0
+    for value, full in [(None, 0.1), (0.2, 0.2)]:
+        schedule = Schedule("weight_decay", "cosine(end=0.3)", value=value)
+        seen, made = fit(tmp_path, schedule, net=Grouped(plain=True), seen=key("weight_decay", 1), max_epochs=1)
+        heights = [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+        assert seen == pytest.approx([0.3 + (full - 0.3) * height for height in heights])
+        assert made.optimizers[0].param_groups[0]["weight_decay"] == 0.0
 
 
 def test_momentum_of_sgd_and_the_first_beta_of_adam(tmp_path):
