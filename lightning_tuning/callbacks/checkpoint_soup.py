@@ -184,7 +184,12 @@ class CheckpointSoup(Callback):
             checkpoints: At least one file of Lightning's, all of one model. Hyper-parameters, counters and whatever is
                 no floating number come from the first.
             path: Where to.
+
+        Raises:
+            InvalidValueError: There is no such file, or the files are not of one model.
         """
+        if isinstance(checkpoints, (str, Path)) or not checkpoints:
+            raise InvalidValueError(f"checkpoints is {checkpoints!r}; it must be a list of at least one file.")
         files = [str(file) for file in checkpoints]
         states = _States(files)
         check_alike((files[0], states[0]), states.named(), "CheckpointSoup")

@@ -86,8 +86,12 @@ class PostHocEMA(AveragingCallback):
         final: Literal["average", "raw"] = "average",
     ) -> None:
         super().__init__(offload=offload, validate_raw=validate_raw, final=final)
-        if isinstance(sigma_rels, str) or len(set(sigma_rels)) < 2:
-            raise InvalidValueError(f"sigma_rels is {sigma_rels!r}; it must be at least two different lengths.")
+        if not isinstance(sigma_rels, (list, tuple)) or len(set(sigma_rels)) < 2:
+            raise InvalidValueError(
+                f"sigma_rels is {sigma_rels!r}; it must be a list of at least two different lengths."
+            )
+        if candidates is not None and not (isinstance(candidates, (list, tuple)) and candidates):
+            raise InvalidValueError(f"candidates is {candidates!r}; it must be a list of lengths, or None.")
         for name, values in {"sigma_rels": sigma_rels, "candidates": candidates or []}.items():
             for value in values:
                 check_range(name, value, 0.0, LARGEST_SIGMA_REL, open_low=True)

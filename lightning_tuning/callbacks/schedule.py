@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -121,6 +121,8 @@ class Schedule(Callback):
         self._found: Target | None = None
         self._clock: RunClock | None = None
         self._handles: list[RemovableHandle] = []
+        if target == "accumulation" and value is not None and value < 1:
+            raise InvalidValueError(f"value is {value!r}; an optimizer step takes at least 1 batch.")
         units = {duration.unit for duration in self.curve.durations()}
         if target == "accumulation" and (self.monitor is not None or units - {"ep", "dur"}):
             raise InvalidValueError(
@@ -195,6 +197,7 @@ class Schedule(Callback):
             self._target.scale(factor / (self._batch_factor if resumes else 1.0))
             self._batch_factor = factor
         self._check_values(pl_module)
+        self._check_points(trainer)
         self._attempted, self._stepped = attempted, False
         self._set(trainer)
 
@@ -275,6 +278,20 @@ class Schedule(Callback):
                 check_range(f"The schedule's {self.target}", value, 0, 1, open_high=True)
             elif isinstance(found, ModuleTarget) and found.of_technique:
                 module.check_adjusted(self.target, value)  # type: ignore[operator]
+
+    def _check_points(self, trainer: Trainer) -> None:
+        """Warn of points that the run will not reach."""
+        found = self._target
+        clock = found.clock if isinstance(found, AccumulationTarget) else self._clock
+        try:
+            unreached = [] if clock is None or trainer.fast_dev_run else self.curve.unreached(clock)
+        except MisconfigurationException:  # a run without an end
+            return
+        if unreached:
+            rank_zero_warn(
+                f"Schedule of {self.target}: the run ends before {' and '.join(unreached)}. Make the run longer, or "
+                "write the lengths as shares of it, as in 10%."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         # Steps skipped since the last one that counted are known from the Trainer's count.

@@ -38,7 +38,7 @@ class SnapshotEnsemble(Callback):
 
     Args:
         cycles: Number of cycles in the run, at least 1. The paper's runs have 5 or 6.
-        members: How many of the last cycles answer, at least 1. Null: all.
+        members: How many of the last cycles answer, from 1 to ``cycles``. Null: all.
         sets_lr: Whether the callback sets the learning rate: that of the optimizer, 0.1 to 0.2 in the paper for SGD,
             times the cycle's factor. False leaves it to the run's own schedule.
         checkpoints: Files whose weights are the members, for a Trainer that evaluates. Null: those of the run.
@@ -66,6 +66,8 @@ class SnapshotEnsemble(Callback):
         super().__init__()
         check_count("cycles", cycles, 1)
         check_count("members", members, 1, optional=True)
+        if members is not None and members > cycles:
+            raise InvalidValueError(f"members is {members}; it must be at most cycles, {cycles}.")
         if isinstance(checkpoints, str) or checkpoints == []:
             raise InvalidValueError(f"checkpoints is {checkpoints!r}; it must be a list of files, or None.")
         self.cycles = cycles
@@ -103,6 +105,11 @@ class SnapshotEnsemble(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._total = total_steps(trainer, "SnapshotEnsemble", "no SnapshotEnsemble")
+        if cycle_length(self._total, self.cycles) < 2 and self._total > 1:
+            raise InvalidValueError(
+                f"cycles is {self.cycles}, but the run has {self._total} optimizer steps, and a cycle of one step lets "
+                f"no learning rate fall. Write at most {self._total // 2}, better far fewer."
+            )
         if self.sets_lr and trainer.lr_scheduler_configs:
             scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
             raise MisconfigurationException(

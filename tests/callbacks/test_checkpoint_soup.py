@@ -245,6 +245,9 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
         CheckpointSoup(monitor="val/loss")
     with pytest.raises(InvalidValueError, match=r"checkpoints is 'a.ckpt'; it must be a list"):
         CheckpointSoup("a.ckpt")
+    for wrong in ([], "a.ckpt"):
+        with pytest.raises(InvalidValueError, match="it must be a list of at least one file"):
+            CheckpointSoup.write(wrong, tmp_path / "soup.ckpt")
 
 
 def test_a_metric_that_validation_does_not_log(tmp_path):

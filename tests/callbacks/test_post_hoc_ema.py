@@ -148,6 +148,11 @@ def test_what_cannot_work_is_refused(tmp_path):
         PostHocEMA(sigma_rels=[0.1, 0.1])
     with pytest.raises(InvalidValueError, match=r"candidates is 0.4; it must be a number in \(0, 0.28"):
         PostHocEMA(candidates=[0.4])
+    for wrong in (0.1, [], "0.1"):
+        with pytest.raises(InvalidValueError, match=r"candidates is .*; it must be a list of lengths, or None"):
+            PostHocEMA(candidates=wrong)
+    with pytest.raises(InvalidValueError, match=r"sigma_rels is 0\.1; it must be a list of at least two"):
+        PostHocEMA(sigma_rels=0.1)
     with pytest.raises(InvalidValueError, match="store_every is '5'"):
         PostHocEMA(store_every="5")
     with pytest.raises(InvalidValueError, match="there are no files"):

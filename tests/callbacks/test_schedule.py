@@ -625,6 +625,7 @@ class Scheduled(Host):
         ({"target": "momentum", "layer_decay": 0.5}, "it is for learning rates, and target is 'momentum'"),
         ({"target": "weight_decay", "reference_batch": 256}, "it is for learning rates"),
         ({"target": "accumulation", "warmup": "5st"}, "accumulation changes between epochs"),
+        ({"target": "accumulation", "value": 0.5}, "value is 0.5; an optimizer step takes at least 1 batch"),
         ({"target": "accumulation", "shape": "plateau"}, "accumulation changes between epochs"),
     ],
 )
@@ -703,3 +704,10 @@ def test_other_momenta_and_manual_optimization_are_refused(tmp_path):
 
     with pytest.raises(MisconfigurationException, match="Schedule needs automatic optimization, but Manual"):
         fit(tmp_path, Schedule(), net=Manual(), max_epochs=1)
+
+
+def test_points_behind_the_end_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="Schedule of lr: the run ends before the drop at 2ep and the drop at 9ep"):
+        fit(tmp_path, Schedule(shape="multi_step(1ep, 2ep, 9ep)"), max_epochs=2)
+    with pytest.warns(UserWarning, match="Schedule of accumulation: the run ends before the drop at 2ep"):
+        fit(tmp_path, Schedule("accumulation", "multi_step(1ep, 2ep, gamma=2)", value=1), max_epochs=2)

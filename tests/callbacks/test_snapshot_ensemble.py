@@ -285,5 +285,12 @@ def test_arguments_are_checked():
         SnapshotEnsemble(cycles=0)
     with pytest.raises(InvalidValueError, match="members is 0"):
         SnapshotEnsemble(members=0)
+    with pytest.raises(InvalidValueError, match="members is 4; it must be at most cycles, 3"):
+        SnapshotEnsemble(cycles=3, members=4)
     with pytest.raises(InvalidValueError, match=r"checkpoints is \[\]; it must be a list of files"):
         SnapshotEnsemble(checkpoints=[])
+
+
+def test_cycles_of_one_step_are_refused(tmp_path):
+    with pytest.raises(InvalidValueError, match=r"cycles is 99, but the run has .* optimizer steps"):
+        fit(SnapshotEnsemble(cycles=99), tmp_path)

@@ -31,7 +31,14 @@ def test_what_is_a_duration(text, expected):
     assert parse_duration(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "5", "ep", "-1ep", "1.1dur", "101%", "1..2st", "5 weeks", "5ep 3st", 5, None])
+@pytest.mark.parametrize("text", ["1.1dur", "101%", "2 dur"])
+def test_more_than_the_run(text):
+    assert parse_duration(text) is None
+    with pytest.raises(InvalidValueError, match=f"patience is '{text}'; the whole run is '1dur' or '100%'"):
+        check_duration("patience", text)
+
+
+@pytest.mark.parametrize("text", ["", "5", "ep", "-1ep", "1..2st", "5 weeks", "5ep 3st", 5, None])
 def test_what_is_none(text):
     assert parse_duration(text) is None
     with pytest.raises(InvalidValueError, match=r"patience is .*; write a number and its unit: '5ep' \(epochs\)"):
