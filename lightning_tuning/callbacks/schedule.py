@@ -284,7 +284,8 @@ class Schedule(Callback):
         found = self._target
         clock = found.clock if isinstance(found, AccumulationTarget) else self._clock
         try:
-            unreached = [] if clock is None or trainer.fast_dev_run else self.curve.unreached(clock)
+            short = trainer.fast_dev_run  # type: ignore[attr-defined]
+            unreached = [] if clock is None or short else self.curve.unreached(clock)
         except MisconfigurationException:  # a run without an end
             return
         if unreached:

@@ -114,7 +114,8 @@ class WeightEMA(AveragingCallback):
             length = total_steps(trainer)
         except MisconfigurationException:  # a run without an end
             return
-        if self._updates or trainer.fast_dev_run or self._start_steps + self.every_n_steps <= length:
+        short = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self._updates or short or self._start_steps + self.every_n_steps <= length:
             return
         begins = self._start_steps < length
         rank_zero_warn(
