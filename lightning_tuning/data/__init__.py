@@ -14,10 +14,25 @@ from lightning_tuning.data.loader import KeyedLoader
 from lightning_tuning.data.pipeline import SeededPipeline
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Keys, Stream
 from lightning_tuning.data.splits import stratified_split
+from lightning_tuning.data.synonyms import read_synonyms
+from lightning_tuning.data.text_pipeline import TEXT_PIPELINES, TextPipeline, named_text_transforms
+from lightning_tuning.data.text_table import read_table
+from lightning_tuning.data.text_transforms import (
+    OneOf,
+    RandomDeletion,
+    RandomInsertion,
+    RandomSwap,
+    SentenceShuffle,
+    SynonymReplacement,
+    TextTransform,
+    TokenDropout,
+)
 from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
+from lightning_tuning.data.vocabulary import Vocabulary
 
 __all__ = [
     "NAMED_TRANSFORMS",
+    "TEXT_PIPELINES",
     "ArrayDataModule",
     "DigitsDataModule",
     "EvalSampler",
@@ -26,10 +41,23 @@ __all__ = [
     "KeyedLoader",
     "KeyedSampler",
     "Keys",
+    "OneOf",
+    "RandomDeletion",
+    "RandomInsertion",
+    "RandomSwap",
     "SeededPipeline",
+    "SentenceShuffle",
     "Stream",
+    "SynonymReplacement",
+    "TextPipeline",
+    "TextTransform",
+    "TokenDropout",
+    "Vocabulary",
     "choose_labeled",
+    "named_text_transforms",
     "named_transforms",
+    "read_synonyms",
+    "read_table",
     "save_views",
     "stratified_split",
 ]
