@@ -413,6 +413,16 @@ def test_rewind_goes_back_to_the_snapshot_and_on(tmp_path):
     assert "are those of step 6 again" in text
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "fused"])
+def test_a_snapshot_can_be_gone_back_to_again(optimizer, tmp_path):
+    """Twice to before update 6; the update in between has moved the moments of the optimizer."""
+    poison, guard = Poison(), FiniteGuard(patience=2, action="rewind", rewind_every=6)
+    fit(make(optimizer=optimizer), [poison, guard, Break(8), Break(11)], tmp_path, max_epochs=4)
+    assert guard.state_dict()["total"] == 4
+    assert_equal_state(poison.states[6]["optimizer"], poison.states[10]["optimizer"])
+    assert_equal_state(poison.states[10]["optimizer"], poison.states[13]["optimizer"])
+
+
 @pytest.mark.parametrize("make_average", [WeightEMA, partial(WeightSWA, start="0st", every="1st"), PostHocEMA])
 def test_averages_of_the_weights_are_rewound_with_them(make_average, tmp_path):
     """The same run, its weights broken in one step or not: the average goes back to before it."""
