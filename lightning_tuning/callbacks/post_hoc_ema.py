@@ -96,7 +96,7 @@ class PostHocEMA(AveragingCallback):
         self.sigma_rels = tuple(sigma_rels)
         self.store_every = store_every
         self.candidates = candidates
-        self.monitor = monitor
+        self.monitor = monitor if candidates else None  # what MonitorCheck looks for
         self.mode = mode
         self.made_checkpoint: Path | None = None
         """After a fit with candidates, the file of the best."""
@@ -158,21 +158,21 @@ class PostHocEMA(AveragingCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._store(trainer)
         super().on_train_end(trainer, pl_module)
-        if self.candidates:
+        if self.candidates and self.monitor is not None:
             trainer.strategy.barrier("PostHocEMA")
-            self._choose(trainer, pl_module)
+            self._choose(trainer, pl_module, self.candidates, self.monitor)
 
-    def _choose(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _choose(self, trainer: Trainer, pl_module: LightningModule, candidates: list[float], monitor: str) -> None:
         sign = 1 if self.mode == "max" else -1
         self.scores = {}
-        for sigma_rel in self.candidates or []:
+        for sigma_rel in candidates:
             self._take_on(trainer, pl_module, sigma_rel)
-            self.scores[sigma_rel] = metric_of(validation_metrics(trainer), self.monitor, "PostHocEMA")
+            self.scores[sigma_rel] = metric_of(validation_metrics(trainer), monitor, "PostHocEMA")
         best = max(self.scores, key=lambda sigma_rel: sign * self.scores[sigma_rel])
         self._take_on(trainer, pl_module, best)
         self.made_checkpoint = save_checkpoint(trainer, _FOLDER, weights_only=True)
         table = ", ".join(f"{sigma_rel:g}: {score:.6g}" for sigma_rel, score in self.scores.items())
-        rank_zero_info(f"PostHocEMA: {self.monitor} by sigma_rel is {table}. The module carries {best:g}.")
+        rank_zero_info(f"PostHocEMA: {monitor} by sigma_rel is {table}. The module carries {best:g}.")
 
     def _take_on(self, trainer: Trainer, pl_module: LightningModule, sigma_rel: float) -> None:
         state = _combined([Path(path) for path in self._stored], sigma_rel)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_tuning import PostHocEMA, WeightEMA
+from lightning_tuning import MonitorCheck, PostHocEMA, WeightEMA
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import gamma_of
 from lightning_tuning.runs.summary import checkpoint_to_test
@@ -107,6 +107,13 @@ def test_the_largest_is_best_if_wanted(tmp_path):
     made = PostHocEMA.reconstruct(tmp_path / "post_hoc_ema", worst)
     saved = torch.load(callback.made_checkpoint, weights_only=True)["state_dict"]
     torch.testing.assert_close(saved["last.weight"], made["last.weight"])
+
+
+def test_only_with_candidates_the_metric_is_looked_for(tmp_path):
+    run(PostHocEMA(monitor="val/accuracy"), tmp_path, MonitorCheck(), epochs=2, num_sanity_val_steps=1)
+    refused = pl.utilities.exceptions.MisconfigurationException
+    with pytest.raises(refused, match="PostHocEMA monitors 'val/accuracy', which validation never logs"):
+        run(PostHocEMA(candidates=[0.1], monitor="val/accuracy"), tmp_path, MonitorCheck(), num_sanity_val_steps=1)
 
 
 @pytest.mark.parametrize("saved_at", [6, 8])
