@@ -150,10 +150,17 @@ class PostHocEMA(AveragingCallback):
         averages = [average.values() for average in (self._average, *self._others)]
         if trainer.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._clear(path.parent, everything=trainer.ckpt_path is None and not self._stored)
             part = path.with_suffix(".part")
             torch.save({"updates": self._updates, "gammas": self._gammas, "averages": averages}, part)
             os.replace(part, path)
         self._stored.append(str(path))
+
+    def _clear(self, folder: Path, everything: bool) -> None:
+        """Remove the files of an earlier run, or of steps that were taken back: :meth:`reconstruct` would mix them in."""
+        for path in folder.glob("*.pt"):
+            if everything or int(path.stem) > self._updates:
+                path.unlink()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._store(trainer)
