@@ -43,7 +43,7 @@ class WeightSWA(AveragingCallback):
     Raises:
         InvalidValueError: An argument is not allowed.
         MisconfigurationException: When training starts, if another callback averages weights too, if ``lr`` is given
-            and a ``Schedule`` sets the rate, or under strategies that keep the weights in tensors of their own (FSDP 1,
+            and a ``Schedule`` or ``SnapshotEnsemble`` sets the rate, or under strategies that keep the weights in tensors of their own (FSDP 1,
             DeepSpeed).
         NoEffectError: When training starts, if nothing is trained, or the run ends before a second of the weights is
             taken into the mean.
@@ -79,14 +79,19 @@ class WeightSWA(AveragingCallback):
         self._rates: list[list[float]] = []
         """The learning rate of each optimizer's groups when the mean began."""
 
+    @property
+    def sets_lr(self) -> bool:
+        """Whether it sets the learning rate."""
+        return self.lr is not None
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self._steps == 0:
             self._rates = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.lr is not None:
-            refuse_other_schedules(trainer, "WeightSWA(lr=...)", "lr: null and give the Schedule the end you want")
+        if self.sets_lr:
+            refuse_other_schedules(trainer, self, "WeightSWA(lr=...)", "lr: null and give the schedule the end you want")
         self._every_steps = max(duration_of(self.every).steps(trainer), 1.0)
         self._anneal_steps = duration_of(self.anneal).steps(trainer) if self.lr is not None else 0.0
         super().on_train_start(trainer, pl_module)
