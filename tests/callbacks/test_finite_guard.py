@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MinMetric
 
 from lightning_tuning import (
     AutoClip,
@@ -532,9 +533,16 @@ def test_stopping_with_good_weights_saves_them(tmp_path):
     assert kept["callbacks"]["FiniteGuard"]["in_a_row"] == 0
 
 
-def test_a_mask_of_infinities_is_no_broken_state(tmp_path):
-    net = make()
-    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+@pytest.mark.parametrize("kind", ["buffer", "frozen parameter", "metric"])
+def test_a_mask_of_infinities_is_no_broken_state(kind, tmp_path):
+    net, mask = make(), torch.tensor([0.0, -torch.inf])
+    if kind == "buffer":
+        net.register_buffer("mask", mask)
+    elif kind == "frozen parameter":
+        net.mask = torch.nn.Parameter(mask, requires_grad=False)
+    else:
+        net.least = MinMetric()
+        net.least.persistent(True)
     fit(net, [FiniteGuard(), ModelCheckpoint(tmp_path, "last")], tmp_path, enable_checkpointing=None)
     assert saved(tmp_path / "last.ckpt") == 8
 
