@@ -26,7 +26,7 @@ from lightning_tuning.functional import (
 from lightning_tuning.timing.durations import check_duration, duration_of
 
 from ._averaging import AveragingCallback
-from ._candidates import metric_of, save_checkpoint, validation_metrics
+from ._candidates import metric_of, refuse_restoring, save_checkpoint, validation_metrics
 from ._pictures import run_folder
 from ._training_batches import recalibrate_on_training_data
 
@@ -62,8 +62,9 @@ class PostHocEMA(AveragingCallback):
 
     Raises:
         InvalidValueError: An argument is not allowed, or validation does not log the metric.
-        MisconfigurationException: When training starts, if another callback averages weights too, or under strategies
-            that keep the weights in tensors of their own (FSDP 1, DeepSpeed).
+        MisconfigurationException: When training starts, if another callback averages weights too, with candidates if
+            an ``EarlyStop`` restores weights, or under strategies that keep the weights in tensors of their own
+            (FSDP 1, DeepSpeed).
         NoEffectError: When training starts, if nothing is trained.
 
     Source: Karras, Aittala, Lehtinen, Hellsten, Aila & Laine, 2024, "Analyzing and improving the training dynamics of
@@ -119,6 +120,8 @@ class PostHocEMA(AveragingCallback):
             self._stored, self.scores, self.made_checkpoint = [], {}, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.candidates:
+            refuse_restoring(trainer, "PostHocEMA(candidates=...)")
         self._store_steps = max(duration_of(self.store_every).steps(trainer), 1.0)
         super().on_train_start(trainer, pl_module)
         for average in self._others:
