@@ -19,7 +19,15 @@ from lightning_tuning.errors import InvalidValueError, NoEffectError, check_choi
 from lightning_tuning.functional import greedy_soup, uniform_soup
 
 from ._averaging import AveragingCallback
-from ._candidates import check_alike, load_weights, metric_of, refuse_restoring, save_checkpoint, take_on, validation_metrics
+from ._candidates import (
+    check_alike,
+    load_weights,
+    metric_of,
+    refuse_restoring,
+    save_checkpoint,
+    take_on,
+    validation_metrics,
+)
 
 _FILE = "soup"
 _TRAINING_STATE = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "MixedPrecision")

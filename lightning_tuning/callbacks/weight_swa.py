@@ -93,7 +93,9 @@ class WeightSWA(AveragingCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.sets_lr:
-            refuse_other_schedules(trainer, self, "WeightSWA(lr=...)", "lr: null and give the schedule the end you want")
+            refuse_other_schedules(
+                trainer, self, "WeightSWA(lr=...)", "lr: null and give the schedule the end you want"
+            )
         self._every_steps = max(duration_of(self.every).steps(trainer), 1.0)
         self._anneal_steps = duration_of(self.anneal).steps(trainer) if self.lr is not None else 0.0
         super().on_train_start(trainer, pl_module)

@@ -145,7 +145,7 @@ def test_a_metric_that_nobody_logs_is_refused(tmp_path):
     with pytest.raises(MisconfigurationException, match="monitors 'los'"):
         fit(tmp_path, Schedule(shape="plateau(los)"), limit_val_batches=0)
 
-    class AtTheEnd(Net):
+    class AtTheEnd(Noted):
         def on_train_epoch_end(self):
             self.log("own", 1.0)
 
