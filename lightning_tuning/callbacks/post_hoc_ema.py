@@ -160,7 +160,7 @@ class PostHocEMA(AveragingCallback):
         self._stored.append(str(path))
 
     def _clear(self, folder: Path, everything: bool) -> None:
-        """Remove the files of an earlier run, or of steps that were taken back: :meth:`reconstruct` would mix them in."""
+        """Remove files of an earlier run or of steps that were taken back: :meth:`reconstruct` would mix them in."""
         for path in folder.glob("*.pt"):
             if everything or int(path.stem) > self._updates:
                 path.unlink()

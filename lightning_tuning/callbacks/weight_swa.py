@@ -43,8 +43,8 @@ class WeightSWA(AveragingCallback):
     Raises:
         InvalidValueError: An argument is not allowed.
         MisconfigurationException: When training starts, if another callback averages weights too, if ``lr`` is given
-            and a ``Schedule`` or ``SnapshotEnsemble`` sets the rate, or under strategies that keep the weights in tensors of their own (FSDP 1,
-            DeepSpeed).
+            and a ``Schedule`` or ``SnapshotEnsemble`` sets the rate, or under strategies that keep the weights in
+            tensors of their own (FSDP 1, DeepSpeed).
         NoEffectError: When training starts, if nothing is trained, or the run ends before a second of the weights is
             taken into the mean.
 

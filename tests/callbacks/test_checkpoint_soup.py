@@ -251,7 +251,7 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
 def test_early_stop_may_not_put_other_weights_in_its_place(chooses, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, net(0), net(1))
-    with pytest.raises(MisconfigurationException, match="EarlyStop's would win. Write restore_best: false"):
+    with pytest.raises(MisconfigurationException, match=r"EarlyStop's would win\. Write restore_best: false"):
         fit(chooses(), tmp_path, EarlyStop("val/loss"))
 
 

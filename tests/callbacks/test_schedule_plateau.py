@@ -149,5 +149,5 @@ def test_a_metric_that_nobody_logs_is_refused(tmp_path):
         def on_train_epoch_end(self):
             self.log("own", 1.0)
 
-    with pytest.raises(MisconfigurationException, match="what the module logs in on_train_epoch_end comes later"):
+    with pytest.raises(MisconfigurationException, match="what the module logs in on_train_epoch_end"):
         fit(tmp_path, Schedule(shape="plateau(own)"), net=AtTheEnd())
