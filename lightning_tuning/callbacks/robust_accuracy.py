@@ -135,8 +135,8 @@ class RobustAccuracy(Callback):
         self._log(trainer, pl_module, "test", trainer.num_test_batches)
 
     def _is_due(self, trainer: Trainer) -> bool:
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        return not trainer.sanity_checking and not (fitting and (trainer.current_epoch + 1) % self.every_n_epochs)
+        in_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        return not (in_fit and (trainer.current_epoch + 1) % self.every_n_epochs)
 
     def _measure(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, loader: int) -> None:
         if self.max_batches is not None and batch_idx >= self.max_batches:
@@ -159,17 +159,21 @@ class RobustAccuracy(Callback):
 
             clean = right(x, target)
             standing = clean.nonzero()[:, 0]
-            for _ in self._progress(trainer):
+            # The sanity check is to learn the metrics' names and whether an attack works, for which one step will do.
+            steps, restarts = (1, 1) if trainer.sanity_checking else (self.steps, self.restarts)
+            for _ in self._progress(trainer, restarts):
                 if len(standing) == 0:
                     break
                 part, labels = x[standing], target[standing]
                 with NormalizedBefore(module, "RobustAccuracy"):
-                    delta = self._attack(module, part, labels, scale)
+                    delta = self._attack(module, part, labels, scale, steps)
                 standing = standing[right(part + delta, labels)]
             counts = torch.tensor([len(standing), int(clean.sum()), len(target)])
         self._counts[loader] = self._counts.get(loader, _NONE) + counts
 
-    def _attack(self, module: LightningModule, x: Tensor, target: Tensor, scale: PixelScale | None) -> Tensor:
+    def _attack(
+        self, module: LightningModule, x: Tensor, target: Tensor, scale: PixelScale | None, steps: int
+    ) -> Tensor:
         def gradient(delta: list[Tensor]) -> list[Tensor]:
             # Outside of autocast: rounded gradients would make a weaker attack.
             moved = (x + delta[0]).requires_grad_()
@@ -187,7 +191,7 @@ class RobustAccuracy(Callback):
             start,
             gradient,
             epsilon=self.epsilon,
-            steps=self.steps,
+            steps=steps,
             step_size=self.step_size,
             norm=self.norm,
             scales=[scale],
@@ -215,9 +219,9 @@ class RobustAccuracy(Callback):
             )
         return scale
 
-    def _progress(self, trainer: Trainer) -> Any:
+    def _progress(self, trainer: Trainer, restarts: int) -> Any:
         hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
-        return tqdm(range(self.restarts), "attack", leave=False, delay=_SECONDS_BEFORE_BAR, disable=hidden)
+        return tqdm(range(restarts), "attack", leave=False, delay=_SECONDS_BEFORE_BAR, disable=hidden)
 
     def _log(self, trainer: Trainer, module: LightningModule, part: str, num_batches: list[int | float]) -> None:
         for loader in range(len(num_batches)):

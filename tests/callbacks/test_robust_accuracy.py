@@ -240,14 +240,31 @@ def test_gradients_and_modes_stay():
     assert all(torch.equal(b, buffers[name]) for name, b in net.named_buffers())
 
 
-def test_every_nth_epoch_and_no_sanity_check(monkeypatch):
+def test_every_nth_epoch_and_one_step_in_the_sanity_check(monkeypatch):
     measured = []
-    monkeypatch.setattr(RobustAccuracy, "_measure", lambda self, trainer, *args: measured.append(trainer.current_epoch))
-    made = trainer(RobustAccuracy(0.1, every_n_epochs=2), max_epochs=5)
+    attack = RobustAccuracy._attack
+
+    def counted(self, module, x, target, scale, steps):
+        measured.append((module.trainer.current_epoch, steps) if not module.trainer.sanity_checking else steps)
+        return attack(self, module, x, target, scale, steps)
+
+    monkeypatch.setattr(RobustAccuracy, "_attack", counted)
+    made = trainer(RobustAccuracy(1e-6, steps=3, restarts=2, every_n_epochs=2), max_epochs=5)
     made.fit(Host(two_classes()), data(), data(8))
-    assert measured == [1, 3]
+    assert measured == [1, *[(1, 3)] * 2, *[(3, 3)] * 2]
     made.validate(Host(two_classes()), data(8), verbose=False)
-    assert len(measured) == 3
+    assert len(measured) == 7
+
+
+def test_a_monitor_is_known_after_the_sanity_check():
+    seen = []
+
+    class Look(pl.Callback):
+        def on_sanity_check_end(self, trainer, pl_module):
+            seen.extend(trainer.callback_metrics)
+
+    trainer(RobustAccuracy(0.1, every_n_epochs=5), Look(), max_epochs=1).fit(Host(two_classes()), data(), data(8))
+    assert {"val/robust_accuracy", "val/clean_accuracy"} <= {*seen}
 
 
 def test_it_can_be_monitored(tmp_path):
