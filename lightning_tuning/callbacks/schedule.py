@@ -108,10 +108,10 @@ class Schedule(Callback):
             check_range("layer_decay", layer_decay, 0, 1, open_low=True)
         check_count("reference_batch", reference_batch, 1, optional=True)
         check_choice("batch_rule", batch_rule, ("linear", "sqrt"))
-        for name, given in {"layer_decay": layer_decay, "reference_batch": reference_batch}.items():
-            if given is not None and target.rpartition(".")[2] != "lr":
-                raise InvalidValueError(f"{name} is {given!r}, but it is for learning rates, and target is {target!r}.")
         self.target = target
+        for name, given in {"layer_decay": layer_decay, "reference_batch": reference_batch}.items():
+            if given is not None and not self.sets_lr:
+                raise InvalidValueError(f"{name} is {given!r}, but it is for learning rates, and target is {target!r}.")
         self.curve = Curve(shape, warmup, warmup_from, until)
         self.value = value
         self.layer_decay = layer_decay
@@ -146,6 +146,11 @@ class Schedule(Callback):
     def monitor(self) -> str | None:
         """The metric of a plateau shape, for ``MonitorCheck``."""
         return None if self._plateau is None else self._plateau.shape.monitor
+
+    @property
+    def sets_lr(self) -> bool:
+        """Whether it is learning rates that it sets."""
+        return self.target.rpartition(".")[2] == "lr"
 
     @property
     def state_key(self) -> str:
@@ -210,8 +215,7 @@ class Schedule(Callback):
     ) -> None:
         if trainer.global_step == self._attempted:  # within an accumulation window
             return
-        sets_rates = isinstance(self._target, GroupTarget) and self._target.value == "lr"
-        if not sets_rates and is_logging_step(trainer):
+        if not self.sets_lr and is_logging_step(trainer):
             values: dict[str, Any] = {f"schedule/{self.target}": self._now}
             trainer._logger_connector.log_metrics(values)
         if self._stepped:

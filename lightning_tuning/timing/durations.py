@@ -58,10 +58,11 @@ class Duration(NamedTuple):
         if self.unit == "st":
             return self.value
         if self.unit == "ep":
-            return steps_in_epochs(trainer, self.value)
+            return unrounded(steps_in_epochs(trainer, self.value))
         if self.unit == "dur":
-            return self.value * total_steps(trainer, f"The duration {self}", "the duration in steps, as in 500st")
-        return self._steps_of_samples(trainer)
+            total = total_steps(trainer, f"The duration {self}", "the duration in steps, as in 500st")
+            return unrounded(self.value * total)
+        return unrounded(self._steps_of_samples(trainer))
 
     def _steps_of_samples(self, trainer: Trainer) -> float:
         size = samples_per_batch(trainer)
@@ -134,6 +135,17 @@ def check_duration(argument: str, value: str, positive: bool = True) -> str:
         above = " above 0" if duration is not None else ""
         raise InvalidValueError(f"{argument} is {value!r}; write a number{above} and its unit: {FORMS}.")
     return value
+
+
+def unrounded(steps: float) -> float:
+    """The whole number of steps that is meant where floating point has missed it by a little.
+
+    Example:
+        >>> 0.55 * 100, unrounded(0.55 * 100), unrounded(55.5)
+        (55.00000000000001, 55.0, 55.5)
+    """
+    nearest = float(round(steps))
+    return nearest if math.isclose(steps, nearest, rel_tol=1e-12) else steps
 
 
 def samples_per_batch(trainer: Trainer) -> int | None:

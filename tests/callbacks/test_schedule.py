@@ -99,6 +99,12 @@ def test_samples_are_those_of_the_batches(tmp_path):
     assert seen == pytest.approx([LR] * 3 + [LR / 2] * 5)
 
 
+def test_a_share_of_the_run_that_is_a_whole_number_of_steps_is_that(tmp_path):
+    seen, _ = fit(tmp_path, Schedule(shape="multi_step(28%, gamma=0.5)"), max_steps=25, max_epochs=7)
+    assert 0.28 * 25 > 7
+    assert seen == pytest.approx([LR] * 7 + [LR / 2] * 18)
+
+
 def test_a_run_without_a_length_is_refused_unless_the_shape_needs_none(tmp_path):
     with pytest.raises(MisconfigurationException, match=r"set trainer\.max_steps"):
         fit(tmp_path, Schedule(), max_epochs=-1)

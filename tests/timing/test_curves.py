@@ -41,6 +41,21 @@ SAME = {
 }
 
 
+@pytest.mark.parametrize(
+    ("in_shares", "in_steps"),
+    [
+        ("step(10%)", "step(10st)"),
+        ("step(0.3ep)", "step(3st)"),
+        ("multi_step(7%, 55%)", "multi_step(7st, 55st)"),
+        ("cosine_restarts(7%)", "cosine_restarts(7st)"),
+    ],
+)
+def test_a_share_that_is_a_whole_number_of_steps_is_that(in_shares, in_steps):
+    """In floating point 3 * 0.1 * 100 and 0.55 * 100 are above 30 and 55."""
+    values = [Curve(shape).preview(100, steps_per_epoch=10) for shape in (in_shares, in_steps)]
+    assert values[0] == values[1]
+
+
 @pytest.mark.parametrize("shape", SAME)
 def test_each_rate_is_that_of_torchs_scheduler(shape):
     make, settings = SAME[shape]
