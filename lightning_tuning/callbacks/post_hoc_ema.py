@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,17 +158,21 @@ class PostHocEMA(AveragingCallback):
         averages = [average.values() for average in (self._average, *self._others)]
         if trainer.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._clear(path.parent, everything=trainer.ckpt_path is None and not self._stored)
+            self._set_aside(path.parent, everything=trainer.ckpt_path is None and not self._stored)
             part = path.with_suffix(".part")
             torch.save({"updates": self._updates, "gammas": self._gammas, "averages": averages}, part)
             os.replace(part, path)
         self._stored.append(str(path))
 
-    def _clear(self, folder: Path, everything: bool) -> None:
-        """Remove files of an earlier run or of steps that were taken back: :meth:`reconstruct` would mix them in."""
-        for path in folder.glob("*.pt"):
-            if everything or int(path.stem) > self._updates:
-                path.unlink()
+    def _set_aside(self, folder: Path, everything: bool) -> None:
+        """Move files of an earlier run or of steps that were taken back: :meth:`reconstruct` would mix them in."""
+        others = [path for path in folder.glob("*.pt") if everything or int(path.stem) > self._updates]
+        if others:
+            free = (folder.with_name(f"{folder.name}_earlier_{number}") for number in count(1))
+            aside = next(path for path in free if not path.exists())
+            aside.mkdir()
+            for path in others:
+                path.rename(aside / path.name)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._store(trainer)

@@ -118,6 +118,9 @@ def test_a_folder_holds_the_files_of_one_run(tmp_path):
     np.testing.assert_allclose(made["last.weight"], average(raw, 0.1, "last.weight", 12), rtol=1e-6)
     run(PostHocEMA(store_every="5st"), tmp_path, epochs=2, ckpt_path=tmp_path / "step=6.ckpt")
     assert [int(file.stem) for file in sorted((tmp_path / "post_hoc_ema").glob("*.pt"))] == [4, 8]
+    aside = [sorted((tmp_path / f"post_hoc_ema_earlier_{number}").glob("*.pt")) for number in (1, 2)]
+    assert [int(file.stem) for file in aside[0]] == [3, 6, 9, 12, 15, 16]
+    assert [int(file.stem) for file in aside[1]] == [12]
 
 
 def test_only_with_candidates_the_metric_is_looked_for(tmp_path):
