@@ -7,6 +7,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from lightning_tuning.data.arrays import ArrayDataModule
 from lightning_tuning.data.contact_sheet import save_views
+from lightning_tuning.data.device_augment import DeviceAugment
 from lightning_tuning.data.digits import DigitsDataModule
 from lightning_tuning.data.image_datamodule import ImageDataModule
 from lightning_tuning.data.label_selection import choose_labeled
@@ -19,6 +20,7 @@ from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
 __all__ = [
     "NAMED_TRANSFORMS",
     "ArrayDataModule",
+    "DeviceAugment",
     "DigitsDataModule",
     "EvalSampler",
     "FixedSampler",
