@@ -7,6 +7,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from lightning_tuning.data.arrays import ArrayDataModule
 from lightning_tuning.data.contact_sheet import save_views
+from lightning_tuning.data.device_augment import DeviceAugment
 from lightning_tuning.data.digits import DigitsDataModule
 from lightning_tuning.data.folds import fold_numbers, fold_of, parse_fold
 from lightning_tuning.data.image_datamodule import ImageDataModule
@@ -37,6 +38,7 @@ __all__ = [
     "NAMED_TRANSFORMS",
     "TEXT_PIPELINES",
     "ArrayDataModule",
+    "DeviceAugment",
     "DigitsDataModule",
     "EvalSampler",
     "FixedSampler",
