@@ -18,6 +18,7 @@ from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSample
 from lightning_tuning.data.split_manifest import Split, find_duplicates, load_split, save_split
 from lightning_tuning.data.splits import stratified_split
 from lightning_tuning.data.synonyms import read_synonyms
+from lightning_tuning.data.table import TableDataModule
 from lightning_tuning.data.text_pipeline import TEXT_PIPELINES, TextPipeline, named_text_transforms
 from lightning_tuning.data.text_table import read_table
 from lightning_tuning.data.text_transforms import (
@@ -55,6 +56,7 @@ __all__ = [
     "Split",
     "Stream",
     "SynonymReplacement",
+    "TableDataModule",
     "TextPipeline",
     "TextTransform",
     "TokenDropout",

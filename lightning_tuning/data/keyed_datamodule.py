@@ -63,10 +63,12 @@ class KeyedDataModule(LightningDataModule, ABC):
             pass; 1: all classes come equally often; 0.5: by the root of their size. Off: 0.
 
     Attributes:
-        num_classes: Number of classes.
-        class_names: Name of each class.
+        task: What the targets are: ``multiclass``, ``multilabel`` or ``regression``.
+        num_classes: Number of classes, labels or values of a target.
+        class_names: Name of each class, label or value.
         samples: After ``setup``, what ``load`` gave: ``samples[index]`` reads one.
-        labels: After ``setup``, all labels, ``[N]``.
+        labels: After ``setup``, all targets: class ids ``[N]``, multi-hot labels ``[N, K]`` or values ``[N, D]``.
+        groups: After ``setup``, what each sample belongs to, ``[N]``; no group is in two parts. None: it is its own.
         train_indices: After ``setup``, the training part; ``val_indices`` and ``test_indices`` likewise.
         labeled_indices: After ``setup``, the training samples that keep their label.
         unlabeled_indices: After ``setup``, the training samples whose label is not used: all of the training part,
@@ -78,8 +80,10 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     not_saved: ClassVar[tuple[str, ...]] = ()
     """Arguments that a checkpoint cannot hold, as they are objects."""
+    task: str = "multiclass"
     num_classes: int
     class_names: tuple[str, ...]
+    groups: np.ndarray | None = None
 
     def __init__(
         self,
@@ -127,7 +131,7 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def load(self) -> tuple[Sequence[Any] | np.ndarray, np.ndarray]:
-        """All samples, each read by its index, and their class ids, int64 ``[N]``."""
+        """All samples, each read by its index, and their targets: int64 ``[N]``, float32 ``[N, K]`` or ``[N, D]``."""
 
     @abstractmethod
     def prepare_views(self) -> None:
@@ -156,8 +160,8 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     @property
     def targets(self) -> Tensor:
-        """After ``setup``, the target of every sample: int64 ``[N]``."""
-        return torch.as_tensor(self.labels, dtype=torch.int64)
+        """After ``setup``, the target of every sample: int64 ``[N]``, or float32 ``[N, K]`` or ``[N, D]``."""
+        return torch.as_tensor(self.labels, dtype=torch.int64 if self.task == "multiclass" else torch.float32)
 
     @property
     def num_unlabeled(self) -> int:
@@ -187,28 +191,29 @@ class KeyedDataModule(LightningDataModule, ABC):
         """The samples of the test, the validation and the training part."""
         if self.fold is not None:
             return self._with_fold(*self._test_and_rest())
-        most = len(self.labels) - self.num_classes
-        if self.val_size + self.test_size > most:
+        self._check_room(self.val_size + self.test_size, f"val_size is {self.val_size} and test_size")
+        return stratified_split(self.labels, [self.test_size, self.val_size], self.split_seed, groups=self.groups)
+
+    def _check_room(self, wanted: int, what: str) -> None:
+        """Whether training keeps a sample of each class when ``wanted`` samples are held out."""
+        least = self.num_classes if self.task == "multiclass" else 1
+        most = len(self.labels) - least
+        if wanted > most:
+            together = "; together they" if " and " in what else "; it"
             raise InvalidValueError(
-                f"val_size is {self.val_size} and test_size is {self.test_size}; together they must be at most {most}: "
-                f"there are {len(self.labels)} samples, and training needs one for each of the {self.num_classes} "
-                "classes."
+                f"{what} is {self.test_size}{together} must be at most {most}: there are {len(self.labels)} samples, "
+                f"and training needs {f'one for each of the {least} classes' if least > 1 else 'at least one'}."
             )
-        return stratified_split(self.labels, [self.test_size, self.val_size], self.split_seed)
 
     def _test_and_rest(self) -> list[np.ndarray]:
         """The samples of the test part, and all others."""
-        most = len(self.labels) - self.num_classes
-        if self.test_size > most:
-            raise InvalidValueError(
-                f"test_size is {self.test_size}; it must be at most {most}: there are {len(self.labels)} samples, and "
-                f"training needs one for each of the {self.num_classes} classes."
-            )
-        return stratified_split(self.labels, [self.test_size], self.split_seed)
+        self._check_room(self.test_size, "test_size")
+        return stratified_split(self.labels, [self.test_size], self.split_seed, groups=self.groups)
 
     def _with_fold(self, test: np.ndarray, rest: np.ndarray) -> list[np.ndarray]:
         """The test part, and the rest as the fold divides it."""
-        train, held_out = fold_of(self.labels[rest], self.fold or "", self.split_seed)
+        groups = None if self.groups is None else self.groups[rest]
+        train, held_out = fold_of(self.labels[rest], self.fold or "", self.split_seed, groups)
         return [test, rest[held_out], rest[train]]
 
     def train_dataloader(self) -> KeyedLoader:
@@ -223,6 +228,8 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     def _labeled_stream(self) -> Stream:
         labels = self.labels[self.labeled_indices]
+        if self.balance and self.task != "multiclass":
+            raise InvalidValueError(f"balance is {self.balance!r}, but the targets are no classes. Write balance=0.")
         weights = balanced_weights(labels, self.balance) if self.balance else None
         return Stream("labeled", self.labeled_indices, self.batch_size, weights, labels)
 
