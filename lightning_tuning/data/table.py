@@ -22,18 +22,16 @@ class VectorView:
 
     Args:
         noise: Standard deviation of the Gaussian noise that is added, at least 0.
-        salt: Makes two views draw different numbers from the same seeds, 0 to 2**64 - 1.
     """
 
-    def __init__(self, noise: float = 0.0, salt: int = 0) -> None:
+    def __init__(self, noise: float = 0.0) -> None:
         self.noise = noise
-        self.salt = salt
 
     def __call__(self, samples: Sequence[np.ndarray], seeds: np.ndarray | None) -> Tensor:
         """Of vectors float32 ``[F]`` the batch ``[B, F]``."""
         x = np.stack(samples)
         if self.noise and seeds is not None:
-            draws = (np.random.Generator(np.random.Philox(key=[seed, self.salt])) for seed in seeds)
+            draws = (np.random.Generator(np.random.Philox(key=seed)) for seed in seeds)
             x = x + self.noise * np.stack([draw.standard_normal(x.shape[1], np.float32) for draw in draws])
         return torch.from_numpy(x)
 
@@ -119,26 +117,26 @@ class TableDataModule(KeyedDataModule):
         return read_features({name: table[name] for name in self.feature_names}, self.path), labels
 
     def prepare_views(self) -> None:
-        x, y = self.samples[self.train_indices].astype(np.float64), self.labels[self.train_indices]  # type: ignore[index]
-        self.mean, self.std = np.zeros(x.shape[1]), np.ones(x.shape[1])
+        samples = np.asarray(self.samples)
+        self.mean, self.std = np.zeros(samples.shape[1]), np.ones(samples.shape[1])
         if self.standardize:
-            self.mean, self.std = _moments(x)
-            self.samples = ((self.samples - self.mean) / self.std).astype(np.float32)  # type: ignore[operator]
+            self.mean, self.std = _moments(samples[self.train_indices])
+            self.samples = ((samples - self.mean) / self.std).astype(np.float32)
         if self.standardize_target:
-            self.target_mean, self.target_std = _moments(y.astype(np.float64))
+            self.target_mean, self.target_std = _moments(self.labels[self.train_indices])
             self.labels = ((self.labels - self.target_mean) / self.target_std).astype(np.float32)
 
     def labeled_view(self) -> VectorView:
         return VectorView(self.noise)
 
     def unlabeled_view_of(self) -> dict[str, VectorView]:
-        return {"weak": VectorView(), "strong": VectorView(self.noise, salt=1)}
+        return {"weak": VectorView(), "strong": VectorView(self.noise)}
 
     def eval_view(self) -> VectorView:
         return VectorView()
 
 
 def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each column; a constant one has deviation 1, so that it becomes 0."""
-    mean, std = x.mean(axis=0), x.std(axis=0)
+    """Mean and deviation of each column in float64; a constant one has deviation 1, so that it becomes 0."""
+    mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     return mean, np.where(std <= _SMALLEST_SCALE * np.maximum(np.abs(mean), 1e-300), 1.0, std)
