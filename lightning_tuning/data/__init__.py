@@ -19,6 +19,7 @@ from lightning_tuning.data.split_manifest import Split, find_duplicates, load_sp
 from lightning_tuning.data.splits import stratified_split
 from lightning_tuning.data.synonyms import read_synonyms
 from lightning_tuning.data.table import TableDataModule
+from lightning_tuning.data.text_datamodule import TextDataModule
 from lightning_tuning.data.text_pipeline import TEXT_PIPELINES, TextPipeline, named_text_transforms
 from lightning_tuning.data.text_table import read_table
 from lightning_tuning.data.text_transforms import (
@@ -57,6 +58,7 @@ __all__ = [
     "Stream",
     "SynonymReplacement",
     "TableDataModule",
+    "TextDataModule",
     "TextPipeline",
     "TextTransform",
     "TokenDropout",
