@@ -11,6 +11,7 @@ from lightning_tuning.data.device_augment import DeviceAugment
 from lightning_tuning.data.digits import DigitsDataModule
 from lightning_tuning.data.folds import fold_numbers, fold_of, parse_fold
 from lightning_tuning.data.image_datamodule import ImageDataModule
+from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader
 from lightning_tuning.data.pipeline import SeededPipeline
@@ -45,6 +46,7 @@ __all__ = [
     "EvalSampler",
     "FixedSampler",
     "ImageDataModule",
+    "KeyedDataModule",
     "KeyedLoader",
     "KeyedSampler",
     "Keys",
