@@ -26,6 +26,7 @@ def equal(a, b):
     return all(torch.equal(value, b[name]) for name, value in a.items())
 
 
+@pytest.mark.filterwarnings("ignore:WeightEMA never moves")
 @both
 def test_before_its_start_initial_weights_are_validated_and_finally_overwrite_the_trained_ones(right, tmp_path):
     nets, records = [make(), make()], [Record(), Record()]

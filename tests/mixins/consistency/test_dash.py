@@ -144,7 +144,12 @@ def test_a_value_out_of_range(name, value, interval):
     assert str(caught.value) == f"{name} is {value}; it must be a number in {interval}."
 
 
-@pytest.mark.parametrize("value", ["1", "linear 1%", "0 steps", "200%", 5])
+@pytest.mark.parametrize("value", ["1", "linear 1%", "0 steps", 5])
 def test_a_length_that_is_none(value):
     with pytest.raises(InvalidValueError, match=f"^dash_warmup is {value!r}; write a number.* and its unit: '5ep'"):
         Net(dash_warmup=value)
+
+
+def test_a_length_beyond_the_run():
+    with pytest.raises(InvalidValueError, match="^dash_warmup is '200%'; the whole run is '1dur' or '100%'"):
+        Net(dash_warmup="200%")
