@@ -6,7 +6,9 @@ import os
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from lightning_tuning.data.arrays import ArrayDataModule
+from lightning_tuning.data.bad_samples import BadSampleError, BadSamples
 from lightning_tuning.data.contact_sheet import save_views
+from lightning_tuning.data.decode import image_size, read_image, read_mask
 from lightning_tuning.data.digits import DigitsDataModule
 from lightning_tuning.data.image_datamodule import ImageDataModule
 from lightning_tuning.data.label_selection import choose_labeled
@@ -19,6 +21,8 @@ from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
 __all__ = [
     "NAMED_TRANSFORMS",
     "ArrayDataModule",
+    "BadSampleError",
+    "BadSamples",
     "DigitsDataModule",
     "EvalSampler",
     "FixedSampler",
@@ -29,7 +33,10 @@ __all__ = [
     "SeededPipeline",
     "Stream",
     "choose_labeled",
+    "image_size",
     "named_transforms",
+    "read_image",
+    "read_mask",
     "save_views",
     "stratified_split",
 ]
