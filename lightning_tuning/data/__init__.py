@@ -9,20 +9,41 @@ from lightning_tuning.data.arrays import ArrayDataModule
 from lightning_tuning.data.bad_samples import BadSampleError, BadSamples
 from lightning_tuning.data.contact_sheet import save_views
 from lightning_tuning.data.decode import image_size, read_image, read_mask
+from lightning_tuning.data.device_augment import DeviceAugment
 from lightning_tuning.data.digits import DigitsDataModule
+from lightning_tuning.data.folds import fold_numbers, fold_of, parse_fold
 from lightning_tuning.data.image_datamodule import ImageDataModule
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader
 from lightning_tuning.data.pipeline import SeededPipeline
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Keys, Stream
+from lightning_tuning.data.split_manifest import Split, find_duplicates, load_split, save_split
 from lightning_tuning.data.splits import stratified_split
+from lightning_tuning.data.synonyms import read_synonyms
+from lightning_tuning.data.table import TableDataModule
+from lightning_tuning.data.text_pipeline import TEXT_PIPELINES, TextPipeline, named_text_transforms
+from lightning_tuning.data.text_table import read_table
+from lightning_tuning.data.text_transforms import (
+    OneOf,
+    RandomDeletion,
+    RandomInsertion,
+    RandomSwap,
+    SentenceShuffle,
+    SynonymReplacement,
+    TextTransform,
+    TokenDropout,
+)
 from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
+from lightning_tuning.data.vocabulary import Vocabulary
+from lightning_tuning.data.weighted_order import balanced_weights
 
 __all__ = [
     "NAMED_TRANSFORMS",
+    "TEXT_PIPELINES",
     "ArrayDataModule",
     "BadSampleError",
     "BadSamples",
+    "DeviceAugment",
     "DigitsDataModule",
     "EvalSampler",
     "FixedSampler",
@@ -30,13 +51,35 @@ __all__ = [
     "KeyedLoader",
     "KeyedSampler",
     "Keys",
+    "OneOf",
+    "RandomDeletion",
+    "RandomInsertion",
+    "RandomSwap",
     "SeededPipeline",
+    "SentenceShuffle",
+    "Split",
     "Stream",
+    "SynonymReplacement",
+    "TableDataModule",
+    "TextPipeline",
+    "TextTransform",
+    "TokenDropout",
+    "Vocabulary",
+    "balanced_weights",
     "choose_labeled",
+    "find_duplicates",
+    "fold_numbers",
+    "fold_of",
     "image_size",
+    "load_split",
+    "named_text_transforms",
     "named_transforms",
+    "parse_fold",
     "read_image",
     "read_mask",
+    "read_synonyms",
+    "read_table",
+    "save_split",
     "save_views",
     "stratified_split",
 ]

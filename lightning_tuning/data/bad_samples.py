@@ -33,7 +33,7 @@ class BadSampleError(InvalidValueError):
 
     def __init__(self, path: str | os.PathLike[str], reason: str = "", remedy: str = "") -> None:
         if not reason:
-            reason, path = str(path).strip().splitlines()[-1].rpartition("BadSampleError: ")[2], ""
+            reason, path = str(path).strip().rpartition("BadSampleError: ")[2], ""
         super().__init__(f"{os.fspath(path)}: {reason}. {remedy}" if path else reason)
         self.path = os.fspath(path)
         self.reason = reason

@@ -177,7 +177,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
         raise AssertionError
 
     path = tmp_path / "bomb.png"
-    path.write_bytes(bomb())
+    path.write_bytes(BAD["bomb"][0])
     assert path.stat().st_size < 33_000
     monkeypatch.setattr(cv2, "imdecode", decoded)
     monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)

@@ -98,6 +98,13 @@ def test_orientations_that_do_not_exist_are_ignored(tag, file):
     assert (read_image(file(jpeg(orientation=tag))) == read_image(file(jpeg(), "b.jpg"))).all()
 
 
+def test_the_first_exif_block_counts(file):
+    turned, other = jpeg(orientation=6), b"Exif\0\0" + exif(3)
+    frame = turned.index(b"\xff\xc0")
+    both = turned[:frame] + b"\xff\xe1" + (len(other) + 2).to_bytes(2, "big") + other + turned[frame:]
+    assert (read_image(file(both)) == read_image(file(turned, "b.jpg"))).all()
+
+
 @pytest.mark.parametrize("channels", [0, 2, 4, "3"])
 def test_other_channels_are_refused(channels):
     with pytest.raises(InvalidValueError, match=f"channels is {channels!r}; it must be 1"):
