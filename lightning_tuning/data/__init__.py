@@ -6,7 +6,9 @@ import os
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from lightning_tuning.data.arrays import ArrayDataModule
+from lightning_tuning.data.bad_samples import BadSampleError, BadSamples
 from lightning_tuning.data.contact_sheet import save_views
+from lightning_tuning.data.decode import image_size, read_image, read_mask
 from lightning_tuning.data.device_augment import DeviceAugment
 from lightning_tuning.data.digits import DigitsDataModule
 from lightning_tuning.data.folds import fold_numbers, fold_of, parse_fold
@@ -41,6 +43,8 @@ __all__ = [
     "NAMED_TRANSFORMS",
     "TEXT_PIPELINES",
     "ArrayDataModule",
+    "BadSampleError",
+    "BadSamples",
     "DeviceAugment",
     "DigitsDataModule",
     "EvalSampler",
@@ -70,10 +74,13 @@ __all__ = [
     "find_duplicates",
     "fold_numbers",
     "fold_of",
+    "image_size",
     "load_split",
     "named_text_transforms",
     "named_transforms",
     "parse_fold",
+    "read_image",
+    "read_mask",
     "read_synonyms",
     "read_table",
     "save_split",
