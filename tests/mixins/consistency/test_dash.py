@@ -151,5 +151,5 @@ def test_a_length_that_is_none(value):
 
 
 def test_a_length_beyond_the_run():
-    with pytest.raises(InvalidValueError, match="^dash_warmup is '200%'; the whole run is '1dur' or '100%'"):
+    with pytest.raises(InvalidValueError, match=r"^dash_warmup is '200%'; the whole run is '1dur' or '100%'"):
         Net(dash_warmup="200%")
