@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 from lightning_tuning.data.arrays import ArrayDataModule
+from lightning_tuning.data.augmix import AugMix
 from lightning_tuning.data.bad_samples import BadSampleError, BadSamples
 from lightning_tuning.data.contact_sheet import save_views
 from lightning_tuning.data.decode import image_size, read_image, read_mask
@@ -16,7 +17,8 @@ from lightning_tuning.data.image_datamodule import ImageDataModule
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader
-from lightning_tuning.data.pipeline import SeededPipeline
+from lightning_tuning.data.pipeline import Deterministic, SeededPipeline, Transform
+from lightning_tuning.data.progressive import ImageSizeSchedule
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Keys, Stream
 from lightning_tuning.data.split_manifest import Split, find_duplicates, load_split, save_split
 from lightning_tuning.data.splits import stratified_split
@@ -35,7 +37,8 @@ from lightning_tuning.data.text_transforms import (
     TextTransform,
     TokenDropout,
 )
-from lightning_tuning.data.transforms import NAMED_TRANSFORMS, named_transforms
+from lightning_tuning.data.transform_checks import check_transforms
+from lightning_tuning.data.transforms import NAMED_TRANSFORMS, evaluation_transforms, named_transforms
 from lightning_tuning.data.vocabulary import Vocabulary
 from lightning_tuning.data.weighted_order import balanced_weights
 
@@ -43,13 +46,16 @@ __all__ = [
     "NAMED_TRANSFORMS",
     "TEXT_PIPELINES",
     "ArrayDataModule",
+    "AugMix",
     "BadSampleError",
     "BadSamples",
+    "Deterministic",
     "DeviceAugment",
     "DigitsDataModule",
     "EvalSampler",
     "FixedSampler",
     "ImageDataModule",
+    "ImageSizeSchedule",
     "KeyedDataModule",
     "KeyedLoader",
     "KeyedSampler",
@@ -68,9 +74,12 @@ __all__ = [
     "TextPipeline",
     "TextTransform",
     "TokenDropout",
+    "Transform",
     "Vocabulary",
     "balanced_weights",
+    "check_transforms",
     "choose_labeled",
+    "evaluation_transforms",
     "find_duplicates",
     "fold_numbers",
     "fold_of",
