@@ -16,9 +16,10 @@ from torch import Tensor
 from lightning_tuning.data.image_view import ImageView
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.normalize import Normalize
-from lightning_tuning.data.pipeline import SeededPipeline
-from lightning_tuning.data.transforms import NAMED_TRANSFORMS, VIEWS, named_transforms, view_names
-from lightning_tuning.errors import InvalidValueError, check_choice, check_count
+from lightning_tuning.data.pipeline import SeededPipeline, Transform
+from lightning_tuning.data.transform_checks import check_transforms
+from lightning_tuning.data.transforms import VIEWS, named_transforms, view_names
+from lightning_tuning.errors import check_count
 
 
 class ImageDataModule(KeyedDataModule, ABC):
@@ -30,9 +31,13 @@ class ImageDataModule(KeyedDataModule, ABC):
 
     Args:
         image_size: Height and width in pixels to which the images are resized, at least 4.
-        augment: Augmentation of the labelled images: 'none', 'weak' or 'strong'.
-        weak_transforms: Albumentations transforms in place of the 'weak' ones. They get and return uint8 images
-            `[H, W, C]` of `image_size`; normalisation comes after them.
+        augment: Augmentation of the labelled images: 'none', 'weak', 'strong', or one of 'randaugment(n=2, m=9)',
+            'trivialaugment', 'augmix' and 'resized_crop(area=0.08)', with settings in brackets, or several with plus
+            signs between: 'weak + randaugment'.
+        flip: Whether a mirrored image shows the same, as it does in photographs, but not in digits or writing. If so,
+            half of the images are mirrored by every augmentation but 'none' and lists of your own.
+        weak_transforms: A name as for `augment`, or a list of Albumentations transforms, in place of the 'weak' ones.
+            They get and return uint8 images `[H, W, C]` of `image_size`; normalisation comes after them.
         strong_transforms: The same for the 'strong' ones.
         unlabeled_views: Views of each unlabelled image, with spaces between: 'weak', 'strong', and further ones with
             their own random numbers, 'weak_2', 'strong_2', ... up to 'weak_8', 'strong_8'.
@@ -41,7 +46,7 @@ class ImageDataModule(KeyedDataModule, ABC):
     Attributes:
         in_channels: Number of the images' channels.
         images: After ``setup``, all images: ``images[index]`` is uint8 ``[H, W, C]``.
-        pipelines: After ``setup``, the augmentations by name: 'none', 'weak', 'strong' and the further views.
+        pipelines: After ``setup``, the augmentations by name: 'none', 'weak', 'strong', the further views, ``augment``.
 
     Raises:
         InvalidValueError: An argument is outside its range, or the transforms do not fit the images.
@@ -54,19 +59,28 @@ class ImageDataModule(KeyedDataModule, ABC):
         self,
         image_size: int = 32,
         augment: str = "weak",
-        weak_transforms: list[A.BasicTransform | A.BaseCompose] | None = None,
-        strong_transforms: list[A.BasicTransform | A.BaseCompose] | None = None,
+        flip: bool = False,
+        weak_transforms: str | list[A.BasicTransform | A.BaseCompose] | None = None,
+        strong_transforms: str | list[A.BasicTransform | A.BaseCompose] | None = None,
         unlabeled_views: str = "weak strong",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_count("image_size", image_size, 4)
-        check_choice("augment", augment, NAMED_TRANSFORMS)
+        given = {"augment": augment, "weak_transforms": weak_transforms, "strong_transforms": strong_transforms}
+        for argument, name in given.items():
+            if isinstance(name, str):
+                named_transforms(name, image_size, argument=argument)
         self._views = view_names(unlabeled_views)
         self.image_size = image_size
         self.augment = augment
+        self.flip = flip
         self.unlabeled_views = unlabeled_views
-        self._transforms = {"weak": weak_transforms, "strong": strong_transforms}
+        self._transforms: dict[str, Any] = {
+            "none": "none",
+            "weak": "weak" if weak_transforms is None else weak_transforms,
+            "strong": "strong" if strong_transforms is None else strong_transforms,
+        }
 
     @property
     def images(self) -> Sequence[np.ndarray] | np.ndarray:
@@ -74,10 +88,14 @@ class ImageDataModule(KeyedDataModule, ABC):
 
     def prepare_views(self) -> None:
         self.normalize = Normalize.fit(self.images[index] for index in self.train_indices.tolist())
-        wanted = {*NAMED_TRANSFORMS, *self._views}
-        self.pipelines = {
-            name: self._pipeline(name, salt) for salt, name in enumerate(("none", *VIEWS)) if name in wanted
-        }
+        names, wanted = ("none", *VIEWS), {*self._transforms, *self._views}
+        self.pipelines = {}
+        for salt, name in enumerate(names):
+            if name in wanted:
+                kind = name.split("_")[0]
+                self.pipelines[name] = self._pipeline(f"{kind}_transforms", self._transforms[kind], salt)
+        if self.augment not in self._transforms:
+            self.pipelines[self.augment] = self._pipeline("augment", self.augment, len(names))
 
     def labeled_view(self) -> ImageView:
         return self._view(self.augment)
@@ -92,18 +110,12 @@ class ImageDataModule(KeyedDataModule, ABC):
         running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
         return ImageView(self.pipelines[name], None if running else self.normalize)
 
-    def _pipeline(self, name: str, salt: int) -> SeededPipeline:
-        kind = name.split("_")[0]
-        custom = self._transforms.get(kind)
-        pipeline = SeededPipeline(named_transforms(kind, self.image_size) if custom is None else custom, salt)
-        image = self.images[self.train_indices[0]]
-        view = pipeline(image, seed=0)
-        if view.shape != image.shape or view.dtype != np.uint8:
-            raise InvalidValueError(
-                f"{kind}_transforms turn uint8 images of {list(image.shape)} into {view.dtype} of {list(view.shape)}; "
-                f"they must keep type and size: leave out Normalize and ToTensorV2, crop to {self.image_size}."
-            )
-        return pipeline
+    def _pipeline(self, argument: str, given: str | list[Transform], salt: int) -> SeededPipeline:
+        if isinstance(given, str):
+            given = named_transforms(given, self.image_size, self.in_channels, self.flip, argument=argument)
+        else:
+            check_transforms(given, self.in_channels, self.image_size, argument=argument)
+        return SeededPipeline(given, salt)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise the images of the batch, which travel as uint8."""

@@ -89,9 +89,8 @@ class SeededPipeline:
         for _ in leaves(self.transforms):
             pass
         self.salt = salt
-        self._bits = np.random.Philox(key=0)
-        self._state = self._bits.state
-        self._numpy_random = np.random.Generator(self._bits)
+        self._numpy_random = np.random.Generator(np.random.Philox(key=0))
+        self._state = self._numpy_random.bit_generator.state
         self._python_random = random.Random()
 
     @overload
@@ -112,9 +111,10 @@ class SeededPipeline:
         Returns:
             The image; with a mask, image and mask.
         """
-        # Writing the key of a counter-based generator takes a tenth of the time that seeding a new one takes.
+        # Writing the key of a counter-based generator takes a tenth of the time that seeding a new one takes. It is
+        # reached through the Generator: NumPy before 2.0 unpickles one with a bit generator of its own.
         self._state["state"]["key"][:] = seed, self.salt
-        self._bits.state = self._state
+        self._numpy_random.bit_generator.state = self._state
         self._python_random.seed(self.salt << 64 | int(seed))
         if mask is None:
             for transform in self.transforms:

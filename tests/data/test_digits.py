@@ -10,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerState
 from sklearn.datasets import load_digits
 from torch.utils.data import SequentialSampler
 
-from lightning_tuning.data import DigitsDataModule
+from lightning_tuning.data import DigitsDataModule, SeededPipeline, named_transforms
 from lightning_tuning.errors import InvalidValueError
 
 
@@ -281,8 +281,8 @@ def test_arguments_out_of_range_are_refused_at_once(kwargs, message):
         ({"num_labels": 9}, "num_labels is 9; it must be an integer from 10 .* to 1257"),
         ({"num_labels": 1258}, "num_labels is 1258; it must be an integer from 10 .* to 1257"),
         ({"val_size": 900, "test_size": 888}, "val_size is 900 and test_size is 888; .* at most 1787"),
-        ({"weak_transforms": [A.RandomCrop(8, 8)]}, r"weak_transforms turn .*\[16, 16, 1\] into uint8 of \[8, 8, 1\]"),
-        ({"strong_transforms": [A.Normalize(0.5, 0.5)]}, "strong_transforms turn .* into float32"),
+        ({"weak_transforms": [A.RandomCrop(8, 8)]}, r"weak_transforms turn .*\[16, 16, 1\] into \[8, 8, 1\]"),
+        ({"strong_transforms": [A.Normalize(0.5, 0.5)]}, "strong_transforms: Normalize turns .* into float32"),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused_at_setup(digits, kwargs, message):
@@ -324,3 +324,28 @@ def test_images_travel_as_bytes_and_arrive_normalised(digits):
             assert torch.equal(expected["unlabeled"][name].double(), got["unlabeled"][name])
     after = next(iter(datamodule.train_dataloader()))
     assert torch.equal(after["labeled"][0], by_hand[0]["labeled"][0])
+
+
+def test_named_augmentations(digits):
+    """Of labelled images, and in place of the weak or strong views; one name, two of them, mirrored or not."""
+    settings = {"batch_size": 16, "steps_per_epoch": 2, "seed": 4}
+    name = "weak + randaugment(n=1, m=5)"
+    x = {
+        augment: next(iter(digits(augment=augment, **settings).train_dataloader()))[0]
+        for augment in ("weak", name, "trivialaugment")
+    }
+    assert len({tuple(batch.flatten().tolist()) for batch in x.values()}) == 3
+    datamodule = digits(augment=name, **settings)
+    (keys,) = next(iter(datamodule.train_dataloader().sampler))
+    pipeline = SeededPipeline(named_transforms(name, 16), salt=17)
+    expected = datamodule.normalize([pipeline(datamodule.images[i], s) for i, s in zip(*keys, strict=True)])
+    assert torch.equal(x[name], expected)
+
+    two = {"unlabeled_batch_size": 16, **settings}
+    given, weak = digits(strong_transforms="weak", **two), digits(**two)
+    assert given.pipelines["strong"].salt == 2
+    batches = [next(iter(datamodule.train_dataloader()))["unlabeled"] for datamodule in (given, weak)]
+    assert torch.equal(batches[0]["weak"], batches[1]["weak"])
+    assert not torch.equal(batches[0]["strong"], batches[1]["strong"])
+    assert type(digits(flip=True).pipelines["weak"].transforms[0]) is A.HorizontalFlip
+    assert digits(flip=True).pipelines["none"].transforms == []

@@ -80,4 +80,4 @@ def test_help_describes_every_argument(parser):
     assert len(arguments) >= 14
     assert "How many training samples keep their label" in text
     assert "Labelled samples for each step and rank" in text
-    assert "Albumentations transforms in place of the 'weak' ones" in text
+    assert "or a list of Albumentations transforms, in place of the 'weak' ones" in text

@@ -31,7 +31,7 @@ def test_text(text, sizes, length):
         (128, "image_size is 128; write"),
         ("128 -> 224 over 60", "the time in image_size is '60'; write a number and its unit"),
         ("128 -> 224 over 0ep", "a number above 0 and its unit"),
-        ("128 -> 224 over 200%", "write a number and its unit"),
+        ("128 -> 224 over 200%", "the whole run is"),
         ("128 -> 128 over 60%", "they must differ"),
         ("0 -> 128 over 60%", "at least 4"),
         ("16 -> 28 over 60%", "steps of 32 pixels do not lead from 16 to 28.*'16 -> 28 over 60% by 4'"),
