@@ -76,8 +76,9 @@ data:
 
 def test_help_describes_every_argument(parser):
     text = parser.format_help()
+    words = " ".join(text.split())
     arguments = [line for line in text.splitlines() if line.strip().startswith("--data.")]
     assert len(arguments) >= 14
     assert "How many training samples keep their label" in text
     assert "Labelled samples for each step and rank" in text
-    assert "or a list of Albumentations transforms, in place of the 'weak' ones" in text
+    assert "or a list of Albumentations transforms, in place of the 'weak' ones" in words
