@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -89,6 +90,8 @@ def _explained(message: str) -> str | None:
     """A message for those of Lightning's and torch's RuntimeErrors that the settings are the cause of."""
     if message.startswith("Early stopping conditioned on"):
         return message
+    if twice := re.match("Found more than one stateful callback of type `(.+?)`", message):
+        return f"trainer.callbacks lists {twice[1]} twice, and a checkpoint cannot tell the two apart. Leave one out."
     if message.startswith("Error(s) in loading state_dict"):
         first = " ".join(message.splitlines()[1].split())
         return f"The checkpoint does not fit the model: {first} Give the model the arguments that it was trained with."

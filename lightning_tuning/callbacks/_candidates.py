@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_tuning.errors import InvalidValueError, did_you_mean
@@ -15,6 +16,7 @@ from lightning_tuning.errors import InvalidValueError, did_you_mean
 from ._pictures import run_folder
 from ._raw_validation import unseen
 from ._training_batches import recalibrate_on_training_data
+from .early_stop import EarlyStop
 
 
 def validation_metrics(trainer: Trainer) -> dict[str, float]:
@@ -35,6 +37,15 @@ def validation_metrics(trainer: Trainer) -> dict[str, float]:
     device = trainer.strategy.root_device
     values = {name: torch.as_tensor(value, device=device) for name, value in found.items()}
     return {name: float(trainer.strategy.reduce(value, reduce_op="mean")) for name, value in values.items()}
+
+
+def refuse_restoring(trainer: Trainer, owner: str) -> None:
+    """Raise :class:`MisconfigurationException` if an ``EarlyStop`` puts other weights in the place of ``owner``'s."""
+    if any(isinstance(c, EarlyStop) and c.restore_best for c in trainer.callbacks):  # type: ignore[attr-defined]
+        raise MisconfigurationException(
+            f"{owner} and EarlyStop(restore_best=True) both choose the weights that the module has after the fit, and "
+            "EarlyStop's would win. Write restore_best: false."
+        )
 
 
 def metric_of(metrics: Mapping[str, float], monitor: str, owner: str) -> float:

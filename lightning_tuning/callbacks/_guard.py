@@ -114,7 +114,7 @@ class Guard(Callback):
             self._act(trainer, reason)
 
     def _act(self, trainer: Trainer, reason: str) -> None:
-        row = f"{self._in_a_row} steps in a row were refused"
+        row = f"{self._in_a_row} steps in a row were refused" if self._in_a_row > 1 else "a step was refused"
         if self.action == "stop":
             raise self._stopped(trainer, reason, row)
         if self._acted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,8 +46,9 @@ class Memory:
         return {name: self.held[key][0] for key, name in keys.items() if self.held[key][1] >= needed}
 
     def is_news(self, key: str, badness: float) -> bool:
-        """Whether this was not told yet, or was 1 or more less bad then; from now on it is told."""
-        if key in self.told and not badness >= self.told[key] + 1:
+        """Whether this was not told yet, or was 1 or more less bad then; from now on it is told. What was told as
+        infinitely bad cannot become worse."""
+        if key in self.told and (self.told[key] == math.inf or not badness >= self.told[key] + 1):
             return False
         self.told[key] = badness
         return True

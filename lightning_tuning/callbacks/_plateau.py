@@ -52,7 +52,8 @@ class PlateauWatch:
             known = sorted(trainer.callback_metrics)
             raise MisconfigurationException(
                 f"Schedule monitors {name!r}, which nobody logs{did_you_mean(name, known)} There is: "
-                f"{', '.join(known) or 'nothing'}."
+                f"{', '.join(known) or 'nothing'}. Log it in validation, or in training_step with on_epoch=True: what "
+                "the module logs in on_train_epoch_end comes later than this."
             )
         return False  # a validation is still to come
 

@@ -33,6 +33,7 @@ def put_back(snapshot: dict[str, Any], trainer: Trainer) -> None:
             tensor.copy_(kept)
     for optimizer, state in zip(trainer.optimizers, snapshot["optimizers"], strict=True):
         groups = optimizer.param_groups  # schedules and callbacks may hold them
+        state = apply_to_collection(state, Tensor, Tensor.clone)  # the optimizer goes on writing to what it is given
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         optimizer.param_groups = groups
     for callback in _rewound(trainer):

@@ -44,6 +44,13 @@ def check_settings(settings: Mapping[str, Any], names: Sequence[str], train_moni
         for threshold in _each(argument, settings[argument], names):
             if threshold is not None:
                 check_range(argument, threshold, float("-inf"))
+    both = (_each(argument, settings[argument], names) for argument in ("stopping_threshold", "divergence_threshold"))
+    for name, mode, best, worst in zip(names, _each("mode", settings["mode"], names), *both, strict=True):
+        if best is not None and worst is not None and (best >= worst if mode == "min" else best <= worst):
+            raise InvalidValueError(
+                f"stopping_threshold is {best!r} and divergence_threshold {worst!r}, so with mode={mode!r} each value "
+                f"of {name} stops. The stopping threshold must be the {'smaller' if mode == 'min' else 'larger'} one."
+            )
     check_choice("combine", settings["combine"], ("all", "any"))
     check_smoothing("smoothing", settings["smoothing"])
     _check_span("patience", settings["patience"])
@@ -91,8 +98,10 @@ def sentence(stop: Stop, state: StopState, names: Sequence[str], settings: Mappi
         values = _and(f"{text}, the threshold {limits[i]:g}" for i, text in known.items())
         return f"{argument.capitalize().replace('_', ' ')} reached {at}: {values}."
     patience = settings["patience"]
-    if not isinstance(patience, str):
-        patience = f"{patience} check{'s' * (patience != 1)}"
+    if not isinstance(patience, str):  # more than the patience where min_epochs or min_steps put the end off
+        begins = [state.narrow] if stop.reason == "gap" else [state.tracks[i].since for i in stop.metrics]
+        checks = min(state.now.checks - begin.checks for begin in begins if begin is not None)
+        patience = f"{checks} check{'s' * (checks != 1)}"
     if stop.reason == "gap":
         share = " of the latter" if settings["relative"] else ""
         return f"The gap has been above {settings['max_gap']:g}{share} for {patience} {at}: {_and(known.values())}."

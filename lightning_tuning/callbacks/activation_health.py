@@ -217,8 +217,9 @@ class ActivationHealth(Callback):
         if not (self._stepped and self._report.memory.is_news("blind", 0.0)):
             return []
         return [
-            f"ActivationHealth sees no layer of {type(module).__name__}; hooks do not reach what torch.compile has "
-            "compiled: leave the model as it is while you look at it, or remove the callback."
+            f"ActivationHealth sees no layer of {type(module).__name__}; hooks reach neither what torch.compile has "
+            "compiled nor parameters that are used without a layer: leave the model uncompiled while you look at it, "
+            "make layers of its parts (self.fc = nn.Linear(...)), or remove the callback."
         ]
 
     def _read(self, places: Sequence[Place], idle_runs: Mapping[str, Tensor]) -> Reading:

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_tuning.errors import NoEffectError, check_count
 
+from ._averaging import AveragingCallback
 from ._gradients import holds_whole_gradients
 from ._training_batches import TRAIN_LOADER, recalibrate_on_training_data
 
@@ -39,8 +40,8 @@ class BatchNormRecalibration(Callback):
     Raises:
         InvalidValueError: The number of batches is below 1, or there is no such method.
         NoEffectError: When training starts, if the module has no batch norm with running statistics.
-        MisconfigurationException: When training starts, under a strategy that splits the weights, or if the data loader
-            is endless and ``batches`` is null.
+        MisconfigurationException: When training starts, under a strategy that splits the weights, if the data loader is
+            endless and ``batches`` is null, or if a callback that averages weights stands behind this one.
 
     Source: Wu & Johnson, 2021, "Rethinking 'batch' in BatchNorm", section 3.
 
@@ -69,6 +70,14 @@ class BatchNormRecalibration(Callback):
                 f"BatchNormRecalibration would do nothing: {type(pl_module).__name__} has no batch norm layer with "
                 "running statistics. Remove the callback."
             )
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        for other in callbacks[callbacks.index(self) :]:
+            if isinstance(other, AveragingCallback) and other.buffers != "recompute":
+                name = type(other).__name__
+                raise MisconfigurationException(
+                    f"BatchNormRecalibration stands before {name}, so the statistics would be those of the weights and "
+                    f"not of their average, which is what is evaluated. Put it behind {name} in the list of callbacks."
+                )
         if self.batches is None and self.dataloader == TRAIN_LOADER and trainer.num_training_batches == float("inf"):
             raise MisconfigurationException(
                 "BatchNormRecalibration(batches=None) takes a whole epoch, but the training data loader is endless. "

@@ -19,7 +19,15 @@ from lightning_tuning.errors import InvalidValueError, NoEffectError, check_choi
 from lightning_tuning.functional import greedy_soup, uniform_soup
 
 from ._averaging import AveragingCallback
-from ._candidates import check_alike, load_weights, metric_of, save_checkpoint, take_on, validation_metrics
+from ._candidates import (
+    check_alike,
+    load_weights,
+    metric_of,
+    refuse_restoring,
+    save_checkpoint,
+    take_on,
+    validation_metrics,
+)
 
 _FILE = "soup"
 _TRAINING_STATE = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "MixedPrecision")
@@ -50,7 +58,8 @@ class CheckpointSoup(Callback):
         InvalidValueError: An argument is not allowed, a file cannot be read, or its names or shapes are not the
             module's.
         MisconfigurationException: When training starts, if the run keeps no checkpoints and none are given, if nothing
-            tells the metric, or if a callback that averages weights stands behind this one.
+            tells the metric, if a callback that averages weights stands behind this one, or if an ``EarlyStop``
+            restores weights.
         NoEffectError: When training starts, if the run keeps a single checkpoint.
 
     Source: Wortsman et al., 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy
@@ -92,6 +101,7 @@ class CheckpointSoup(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.chosen, self.made_checkpoint, self._began = [], None, time.time()
+        refuse_restoring(trainer, "CheckpointSoup")
         keepers = _keepers(trainer)
         if self.checkpoints is not None:
             _check(pl_module, _States(self._files(trainer)))
@@ -184,7 +194,12 @@ class CheckpointSoup(Callback):
             checkpoints: At least one file of Lightning's, all of one model. Hyper-parameters, counters and whatever is
                 no floating number come from the first.
             path: Where to.
+
+        Raises:
+            InvalidValueError: There is no such file, or the files are not of one model.
         """
+        if isinstance(checkpoints, (str, Path)) or not checkpoints:
+            raise InvalidValueError(f"checkpoints is {checkpoints!r}; it must be a list of at least one file.")
         files = [str(file) for file in checkpoints]
         states = _States(files)
         check_alike((files[0], states[0]), states.named(), "CheckpointSoup")

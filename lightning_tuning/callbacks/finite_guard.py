@@ -78,8 +78,14 @@ class FiniteGuard(Guard):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        # Masks of attention hold infinities for good.
-        self._infinite = {name for name, buffer in _buffers(pl_module).items() if not _are_finite([buffer])}
+        # Masks of attention hold infinities for good, and a metric's minimum begins as one.
+        trained = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
+        held = {**_weights_and_buffers(pl_module), **pl_module.state_dict()}
+        self._infinite = {
+            name
+            for name, value in held.items()
+            if name not in trained and isinstance(value, Tensor) and not _are_finite([value])
+        }
         self._told = False
         for callback in _savers(trainer):
             for name in _SAVES:
@@ -101,12 +107,12 @@ class FiniteGuard(Guard):
 
     def _is_finite(self, trainer: Trainer) -> bool:
         """Whether what a checkpoint would hold is finite."""
-        module = trainer.lightning_module
-        buffers = [b for name, b in _buffers(module).items() if name not in self._infinite]
+        raw = _weights_and_buffers(trainer.lightning_module)
         saved = trainer.strategy.lightning_module_state_dict()  # averages, where there are some
-        averages = [v for name, v in saved.items() if isinstance(v, Tensor) and name not in self._infinite]
+        both = [*raw.items(), *saved.items()]
+        held = [v for name, v in both if isinstance(v, Tensor) and name not in self._infinite]
         state = [v for o in trainer.optimizers for s in o.state.values() for v in s.values() if isinstance(v, Tensor)]
-        return _are_finite([*module.parameters(), *buffers, *averages, *state])
+        return _are_finite([*held, *state])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._all_ranks_are_finite(trainer):
@@ -134,8 +140,8 @@ def _savers(trainer: Trainer) -> list[ModelCheckpoint]:
     return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
 
 
-def _buffers(module: LightningModule) -> dict[str, Tensor]:
-    return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+def _weights_and_buffers(module: LightningModule) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from lightning_tuning.functional import (
 from lightning_tuning.timing.durations import check_duration, duration_of
 
 from ._averaging import AveragingCallback
-from ._candidates import metric_of, save_checkpoint, validation_metrics
+from ._candidates import metric_of, refuse_restoring, save_checkpoint, validation_metrics
 from ._pictures import run_folder
 from ._training_batches import recalibrate_on_training_data
 
@@ -62,8 +63,9 @@ class PostHocEMA(AveragingCallback):
 
     Raises:
         InvalidValueError: An argument is not allowed, or validation does not log the metric.
-        MisconfigurationException: When training starts, if another callback averages weights too, or under strategies
-            that keep the weights in tensors of their own (FSDP 1, DeepSpeed).
+        MisconfigurationException: When training starts, if another callback averages weights too, with candidates if
+            an ``EarlyStop`` restores weights, or under strategies that keep the weights in tensors of their own
+            (FSDP 1, DeepSpeed).
         NoEffectError: When training starts, if nothing is trained.
 
     Source: Karras, Aittala, Lehtinen, Hellsten, Aila & Laine, 2024, "Analyzing and improving the training dynamics of
@@ -86,8 +88,12 @@ class PostHocEMA(AveragingCallback):
         final: Literal["average", "raw"] = "average",
     ) -> None:
         super().__init__(offload=offload, validate_raw=validate_raw, final=final)
-        if isinstance(sigma_rels, str) or len(set(sigma_rels)) < 2:
-            raise InvalidValueError(f"sigma_rels is {sigma_rels!r}; it must be at least two different lengths.")
+        if not isinstance(sigma_rels, (list, tuple)) or len(set(sigma_rels)) < 2:
+            raise InvalidValueError(
+                f"sigma_rels is {sigma_rels!r}; it must be a list of at least two different lengths."
+            )
+        if candidates is not None and not (isinstance(candidates, (list, tuple)) and candidates):
+            raise InvalidValueError(f"candidates is {candidates!r}; it must be a list of lengths, or None.")
         for name, values in {"sigma_rels": sigma_rels, "candidates": candidates or []}.items():
             for value in values:
                 check_range(name, value, 0.0, LARGEST_SIGMA_REL, open_low=True)
@@ -96,7 +102,7 @@ class PostHocEMA(AveragingCallback):
         self.sigma_rels = tuple(sigma_rels)
         self.store_every = store_every
         self.candidates = candidates
-        self.monitor = monitor
+        self.monitor = monitor if candidates else None  # what MonitorCheck looks for
         self.mode = mode
         self.made_checkpoint: Path | None = None
         """After a fit with candidates, the file of the best."""
@@ -119,6 +125,8 @@ class PostHocEMA(AveragingCallback):
             self._stored, self.scores, self.made_checkpoint = [], {}, None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.candidates:
+            refuse_restoring(trainer, "PostHocEMA(candidates=...)")
         self._store_steps = max(duration_of(self.store_every).steps(trainer), 1.0)
         super().on_train_start(trainer, pl_module)
         for average in self._others:
@@ -150,29 +158,40 @@ class PostHocEMA(AveragingCallback):
         averages = [average.values() for average in (self._average, *self._others)]
         if trainer.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._set_aside(path.parent, everything=trainer.ckpt_path is None and not self._stored)
             part = path.with_suffix(".part")
             torch.save({"updates": self._updates, "gammas": self._gammas, "averages": averages}, part)
             os.replace(part, path)
         self._stored.append(str(path))
 
+    def _set_aside(self, folder: Path, everything: bool) -> None:
+        """Move files of an earlier run or of steps that were taken back: :meth:`reconstruct` would mix them in."""
+        others = [path for path in folder.glob("*.pt") if everything or int(path.stem) > self._updates]
+        if others:
+            free = (folder.with_name(f"{folder.name}_earlier_{number}") for number in count(1))
+            aside = next(path for path in free if not path.exists())
+            aside.mkdir()
+            for path in others:
+                path.rename(aside / path.name)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._store(trainer)
         super().on_train_end(trainer, pl_module)
-        if self.candidates:
+        if self.candidates and self.monitor is not None:
             trainer.strategy.barrier("PostHocEMA")
-            self._choose(trainer, pl_module)
+            self._choose(trainer, pl_module, self.candidates, self.monitor)
 
-    def _choose(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _choose(self, trainer: Trainer, pl_module: LightningModule, candidates: list[float], monitor: str) -> None:
         sign = 1 if self.mode == "max" else -1
         self.scores = {}
-        for sigma_rel in self.candidates or []:
+        for sigma_rel in candidates:
             self._take_on(trainer, pl_module, sigma_rel)
-            self.scores[sigma_rel] = metric_of(validation_metrics(trainer), self.monitor, "PostHocEMA")
+            self.scores[sigma_rel] = metric_of(validation_metrics(trainer), monitor, "PostHocEMA")
         best = max(self.scores, key=lambda sigma_rel: sign * self.scores[sigma_rel])
         self._take_on(trainer, pl_module, best)
         self.made_checkpoint = save_checkpoint(trainer, _FOLDER, weights_only=True)
         table = ", ".join(f"{sigma_rel:g}: {score:.6g}" for sigma_rel, score in self.scores.items())
-        rank_zero_info(f"PostHocEMA: {self.monitor} by sigma_rel is {table}. The module carries {best:g}.")
+        rank_zero_info(f"PostHocEMA: {monitor} by sigma_rel is {table}. The module carries {best:g}.")
 
     def _take_on(self, trainer: Trainer, pl_module: LightningModule, sigma_rel: float) -> None:
         state = _combined([Path(path) for path in self._stored], sigma_rel)

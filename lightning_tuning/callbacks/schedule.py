@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -108,10 +108,10 @@ class Schedule(Callback):
             check_range("layer_decay", layer_decay, 0, 1, open_low=True)
         check_count("reference_batch", reference_batch, 1, optional=True)
         check_choice("batch_rule", batch_rule, ("linear", "sqrt"))
-        for name, given in {"layer_decay": layer_decay, "reference_batch": reference_batch}.items():
-            if given is not None and target.rpartition(".")[2] != "lr":
-                raise InvalidValueError(f"{name} is {given!r}, but it is for learning rates, and target is {target!r}.")
         self.target = target
+        for name, given in {"layer_decay": layer_decay, "reference_batch": reference_batch}.items():
+            if given is not None and not self.sets_lr:
+                raise InvalidValueError(f"{name} is {given!r}, but it is for learning rates, and target is {target!r}.")
         self.curve = Curve(shape, warmup, warmup_from, until)
         self.value = value
         self.layer_decay = layer_decay
@@ -121,6 +121,8 @@ class Schedule(Callback):
         self._found: Target | None = None
         self._clock: RunClock | None = None
         self._handles: list[RemovableHandle] = []
+        if target == "accumulation" and value is not None and value < 1:
+            raise InvalidValueError(f"value is {value!r}; an optimizer step takes at least 1 batch.")
         units = {duration.unit for duration in self.curve.durations()}
         if target == "accumulation" and (self.monitor is not None or units - {"ep", "dur"}):
             raise InvalidValueError(
@@ -144,6 +146,11 @@ class Schedule(Callback):
     def monitor(self) -> str | None:
         """The metric of a plateau shape, for ``MonitorCheck``."""
         return None if self._plateau is None else self._plateau.shape.monitor
+
+    @property
+    def sets_lr(self) -> bool:
+        """Whether it is learning rates that it sets."""
+        return self.target.rpartition(".")[2] == "lr"
 
     @property
     def state_key(self) -> str:
@@ -195,6 +202,7 @@ class Schedule(Callback):
             self._target.scale(factor / (self._batch_factor if resumes else 1.0))
             self._batch_factor = factor
         self._check_values(pl_module)
+        self._check_points(trainer)
         self._attempted, self._stepped = attempted, False
         self._set(trainer)
 
@@ -207,8 +215,7 @@ class Schedule(Callback):
     ) -> None:
         if trainer.global_step == self._attempted:  # within an accumulation window
             return
-        sets_rates = isinstance(self._target, GroupTarget) and self._target.value == "lr"
-        if not sets_rates and is_logging_step(trainer):
+        if not self.sets_lr and is_logging_step(trainer):
             values: dict[str, Any] = {f"schedule/{self.target}": self._now}
             trainer._logger_connector.log_metrics(values)
         if self._stepped:
@@ -275,6 +282,21 @@ class Schedule(Callback):
                 check_range(f"The schedule's {self.target}", value, 0, 1, open_high=True)
             elif isinstance(found, ModuleTarget) and found.of_technique:
                 module.check_adjusted(self.target, value)  # type: ignore[operator]
+
+    def _check_points(self, trainer: Trainer) -> None:
+        """Warn of points that the run will not reach."""
+        found = self._target
+        clock = found.clock if isinstance(found, AccumulationTarget) else self._clock
+        try:
+            short = trainer.fast_dev_run  # type: ignore[attr-defined]
+            unreached = [] if clock is None or short else self.curve.unreached(clock)
+        except MisconfigurationException:  # a run without an end
+            return
+        if unreached:
+            rank_zero_warn(
+                f"Schedule of {self.target}: the run ends before {' and '.join(unreached)}. Make the run longer, or "
+                "write the lengths as shares of it, as in 10%."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         # Steps skipped since the last one that counted are known from the Trainer's count.

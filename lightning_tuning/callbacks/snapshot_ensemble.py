@@ -18,6 +18,7 @@ from lightning_tuning.timing.progress import total_steps
 from ._candidates import check_alike, load_weights, save_checkpoint
 from ._ensemble import Ensemble
 from ._gradients import holds_whole_gradients
+from ._learning_rates import set_rates
 from ._lr_owners import refuse_other_schedules
 
 _FILE = "ensemble"
@@ -38,7 +39,7 @@ class SnapshotEnsemble(Callback):
 
     Args:
         cycles: Number of cycles in the run, at least 1. The paper's runs have 5 or 6.
-        members: How many of the last cycles answer, at least 1. Null: all.
+        members: How many of the last cycles answer, from 1 to ``cycles``. Null: all.
         sets_lr: Whether the callback sets the learning rate: that of the optimizer, 0.1 to 0.2 in the paper for SGD,
             times the cycle's factor. False leaves it to the run's own schedule.
         checkpoints: Files whose weights are the members, for a Trainer that evaluates. Null: those of the run.
@@ -46,8 +47,9 @@ class SnapshotEnsemble(Callback):
     Raises:
         InvalidValueError: An argument is not allowed, a file is not of this model, or the module's step does not call
             ``self(x)``.
-        MisconfigurationException: When training starts, if the module has a scheduler that would set the learning rate
-            too, under a strategy that splits the weights, or with ``checkpoints``.
+        MisconfigurationException: When training starts, if a scheduler of the module or another callback would set the
+            learning rate too, with several optimizers, under a strategy that splits the weights, or with
+            ``checkpoints``.
 
     Source: Huang et al., 2017, "Snapshot ensembles: train 1, get M for free", section 3. Lakshminarayanan, Pritzel &
     Blundell, 2017, "Simple and scalable predictive uncertainty estimation using deep ensembles", section 2.4.
@@ -66,6 +68,8 @@ class SnapshotEnsemble(Callback):
         super().__init__()
         check_count("cycles", cycles, 1)
         check_count("members", members, 1, optional=True)
+        if members is not None and members > cycles:
+            raise InvalidValueError(f"members is {members}; it must be at most cycles, {cycles}.")
         if isinstance(checkpoints, str) or checkpoints == []:
             raise InvalidValueError(f"checkpoints is {checkpoints!r}; it must be a list of files, or None.")
         self.cycles = cycles
@@ -77,7 +81,6 @@ class SnapshotEnsemble(Callback):
         self._members: list[dict[str, Tensor]] = []
         self._taken_at = 0
         """The optimizer step after which the last member was taken."""
-        self._rates: list[list[float]] = []
         self._total = 1
         self._ensemble: Ensemble | None = None
 
@@ -87,7 +90,7 @@ class SnapshotEnsemble(Callback):
         if stage == "fit":
             self._check_surroundings(trainer)
             if trainer.global_step == 0:
-                self._members, self._taken_at, self._rates = [], 0, []
+                self._members, self._taken_at = [], 0
 
     def _check_surroundings(self, trainer: Trainer) -> None:
         if self.checkpoints is not None:
@@ -102,7 +105,18 @@ class SnapshotEnsemble(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(trainer.optimizers) > 1:
+            raise MisconfigurationException(
+                f"SnapshotEnsemble counts the steps of one optimizer, but {type(pl_module).__name__} has "
+                f"{len(trainer.optimizers)}. Save its weights at the cycles' ends yourself, and evaluate them with "
+                "SnapshotEnsemble(checkpoints=...)."
+            )
         self._total = total_steps(trainer, "SnapshotEnsemble", "no SnapshotEnsemble")
+        if cycle_length(self._total, self.cycles) < 2 and self._total > 1:
+            raise InvalidValueError(
+                f"cycles is {self.cycles}, but the run has {self._total} optimizer steps, and a cycle of one step lets "
+                f"no learning rate fall. Write at most {self._total // 2}, better far fewer."
+            )
         if self.sets_lr and trainer.lr_scheduler_configs:
             scheduler = type(trainer.lr_scheduler_configs[0].scheduler).__name__
             raise MisconfigurationException(
@@ -110,17 +124,16 @@ class SnapshotEnsemble(Callback):
                 "the ready hosts schedule: constant and warmup_steps: 0), or write sets_lr: false."
             )
         if self.sets_lr:
-            refuse_other_schedules(trainer, "SnapshotEnsemble", "sets_lr: false")
-        if not self._rates:
-            self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+            refuse_other_schedules(trainer, self, "SnapshotEnsemble", "sets_lr: false")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self.sets_lr:
             return
         factor = cycle_factor(trainer.global_step, self._total, self.cycles)
-        for optimizer, rates in zip(trainer.optimizers, self._rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        optimizer = trainer.optimizers[0]
+        # Kept in the groups: LRRangeTest scales it there, and checkpoints hold it.
+        full = [group.setdefault("initial_lr", float(group["lr"])) for group in optimizer.param_groups]
+        set_rates(optimizer, [rate * factor for rate in full])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -137,12 +150,12 @@ class SnapshotEnsemble(Callback):
         self.made_checkpoint = save_checkpoint(trainer, _FILE) if self._members else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"members": self._members, "taken_at": self._taken_at, "rates": self._rates}
+        return {"members": self._members, "taken_at": self._taken_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.checkpoints is None:
             self._members = state_dict["members"][-(self.members or self.cycles) :]
-            self._taken_at, self._rates = state_dict["taken_at"], state_dict["rates"]
+            self._taken_at = state_dict["taken_at"]
 
     # Evaluation.
 

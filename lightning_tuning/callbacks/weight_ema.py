@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_tuning.errors import InvalidValueError, check_count, check_range
 from lightning_tuning.functional import LARGEST_SIGMA_REL, ema_decay, gamma_of, half_life_decay, power_decay
 from lightning_tuning.timing.durations import check_duration, duration_of
+from lightning_tuning.timing.progress import total_steps
 
 from ._averaging import AveragingCallback, BufferPolicy
 
@@ -104,6 +107,23 @@ class WeightEMA(AveragingCallback):
             decay = half_life_decay(duration_of(self.half_life).steps(trainer))
         self._update_decay = decay**self.every_n_steps
         super().on_train_start(trainer, pl_module)
+        self._warn_of_idleness(trainer)
+
+    def _warn_of_idleness(self, trainer: Trainer) -> None:
+        try:
+            length = total_steps(trainer)
+        except MisconfigurationException:  # a run without an end
+            return
+        short = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self._updates or short or self._start_steps + self.every_n_steps <= length:
+            return
+        begins = self._start_steps < length
+        rank_zero_warn(
+            f"WeightEMA never moves in this run of {length} optimizer steps, with start={self.start!r} and "
+            f"every_n_steps={self.every_n_steps}. What is validated, saved and delivered are "
+            f"{f'the weights of step {self._start_steps}' if begins else 'the weights, and no average'}. Write an "
+            "earlier start or smaller steps."
+        )
 
     def _is_due(self, trainer: Trainer) -> bool:
         return (self._steps - self._start_steps) % self.every_n_steps == 0

@@ -43,8 +43,8 @@ class WeightSWA(AveragingCallback):
     Raises:
         InvalidValueError: An argument is not allowed.
         MisconfigurationException: When training starts, if another callback averages weights too, if ``lr`` is given
-            and a ``Schedule`` sets the rate, or under strategies that keep the weights in tensors of their own (FSDP 1,
-            DeepSpeed).
+            and a ``Schedule`` or ``SnapshotEnsemble`` sets the rate, or under strategies that keep the weights in
+            tensors of their own (FSDP 1, DeepSpeed).
         NoEffectError: When training starts, if nothing is trained, or the run ends before a second of the weights is
             taken into the mean.
 
@@ -78,15 +78,24 @@ class WeightSWA(AveragingCallback):
         self._anneal_steps = 0.0
         self._rates: list[list[float]] = []
         """The learning rate of each optimizer's groups when the mean began."""
+        self._looked = 0
+        """Where the run was after the last step that counted."""
+
+    @property
+    def sets_lr(self) -> bool:
+        """Whether it sets the learning rate."""
+        return self.lr is not None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and self._steps == 0:
-            self._rates = []
+            self._rates, self._looked = [], 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.lr is not None:
-            refuse_other_schedules(trainer, "WeightSWA(lr=...)", "lr: null and give the Schedule the end you want")
+        if self.sets_lr:
+            refuse_other_schedules(
+                trainer, self, "WeightSWA(lr=...)", "lr: null and give the schedule the end you want"
+            )
         self._every_steps = max(duration_of(self.every).steps(trainer), 1.0)
         self._anneal_steps = duration_of(self.anneal).steps(trainer) if self.lr is not None else 0.0
         super().on_train_start(trainer, pl_module)
@@ -108,13 +117,13 @@ class WeightSWA(AveragingCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.lr is not None and self._steps >= self._start_steps:
+        if self.lr is not None and self._position(trainer) >= self._start_steps:
             self._set_rates(trainer, self.lr)
 
     def _set_rates(self, trainer: Trainer, lr: float) -> None:
         if not self._rates:
             self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
-        passed = self._steps - self._start_steps
+        passed = self._position(trainer) - self._start_steps
         share = 1.0 if passed >= self._anneal_steps else (1 - math.cos(math.pi * passed / self._anneal_steps)) / 2
         for optimizer, rates in zip(trainer.optimizers, self._rates, strict=True):
             highest = max(rates)
@@ -122,17 +131,27 @@ class WeightSWA(AveragingCallback):
                 wanted = lr * rate / highest if highest else lr
                 group["lr"] = rate + share * (wanted - rate)
 
+    def _after_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super()._after_step(trainer, pl_module)
+        self._looked = self._position(trainer)
+
+    def _position(self, trainer: Trainer) -> int:
+        """Steps of the run with those that were skipped, for the ends of epochs are counted so."""
+        return trainer.global_step if trainer.lightning_module.automatic_optimization else self._steps
+
     def _begins(self, trainer: Trainer) -> bool:
-        return self._steps >= self._start_steps and self._is_due(trainer)
+        return self._position(trainer) >= self._start_steps and self._is_due(trainer)
 
     def _is_due(self, trainer: Trainer) -> bool:
-        return self._steps > 0 and self._steps // self._every_steps > (self._steps - 1) // self._every_steps
+        return self._position(trainer) // self._every_steps > self._looked // self._every_steps
 
     def _decay(self, update: int) -> float:
         return update / (update + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "rates": self._rates}
+        return {**super().state_dict(), "rates": self._rates, "looked": self._looked}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._rates = state_dict["rates"]
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        self._rates, self._looked = state.get("rates", []), state.get("looked", max(self._steps - 1, 0))

@@ -1,4 +1,4 @@
-"""From uint8 images to normalised tensors, once for a whole batch."""
+"""From uint8 images to normalised tensors, once for a whole batch, where the batch is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def stack(images: Sequence[np.ndarray]) -> Tensor:
+    """Images ``[H, W, C]`` of one size as a batch ``[N, C, H, W]``, in memory as they are: channels last."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 class Normalize:
@@ -28,12 +33,29 @@ class Normalize:
         self._scale = 255 * torch.tensor(self.std).view(-1, 1, 1)
 
     @classmethod
-    def fit(cls, images: np.ndarray) -> Normalize:
-        """The one that gives ``images``, uint8 ``[N, H, W, C]``, mean 0 and standard deviation 1 in each channel."""
-        pixels = images.reshape(-1, images.shape[-1]) / 255
-        return cls(pixels.mean(axis=0).tolist(), np.maximum(pixels.std(axis=0), 1e-6).tolist())
+    def fit(cls, images: Iterable[np.ndarray]) -> Normalize:
+        """The one that gives ``images``, uint8 ``[H, W, C]`` each, mean 0 and standard deviation 1 in each channel.
+
+        It counts how often each of the 256 values comes, so it is exact and holds one image at a time.
+        """
+        counts = sum(_histogram(image) for image in images)
+        values = np.arange(256) / 255
+        share = counts / np.sum(counts, axis=1, keepdims=True)
+        mean = share @ values
+        std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1))
+        return cls(mean.tolist(), np.maximum(std, 1e-6).tolist())
 
     def __call__(self, images: Iterable[np.ndarray]) -> Tensor:
         """Stack uint8 images ``[H, W, C]`` into a normalised float32 batch ``[N, C, H, W]``."""
-        batch = torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2)
-        return batch.to(torch.float32, memory_format=torch.contiguous_format).sub_(self._shift).div_(self._scale)
+        return self.batch(stack(list(images)))
+
+    def batch(self, x: Tensor) -> Tensor:
+        """Of a uint8 batch ``[N, C, H, W]`` the normalised float32 one, on the same device."""
+        if x.device != self._shift.device:
+            self._shift, self._scale = self._shift.to(x.device), self._scale.to(x.device)
+        return x.to(torch.float32, memory_format=torch.contiguous_format).sub_(self._shift).div_(self._scale)
+
+
+def _histogram(image: np.ndarray) -> np.ndarray:
+    """How often each value comes in each channel: ``[C, 256]``."""
+    return np.stack([np.bincount(channel, minlength=256) for channel in image.reshape(-1, image.shape[-1]).T])

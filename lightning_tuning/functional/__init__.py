@@ -15,6 +15,7 @@ from .attack import (
     start_of,
 )
 from .averaging import ModuleAverage, ema_decay, ema_update_, half_life_decay
+from .batch_augment import batch_crop, batch_erase, batch_flip, crop_boxes, flip_boxes, fused_normalize
 from .batch_norm import population_statistics, recalibrate_batch_norm, tracking_batch_norms
 from .centralization import centralize_
 from .clipping import NormHistory, adaptive_clip_, unit_norms
@@ -48,6 +49,7 @@ from .gating import (
 from .initialization import INIT_METHODS, activation_gain, init_weight_, is_orthonormal
 from .input_gradient import gradient_penalty, input_gradients, interpolate, jacobian_penalty
 from .interpolation import interpolation_consistency
+from .keyed_random import keyed_bits, keyed_uniform
 from .lr_range import lr_sweep, suggest_lr
 from .magnitude import magnitude_counts
 from .mart import mart_divergence, mart_margin
@@ -61,6 +63,7 @@ from .power_average import LARGEST_SIGMA_REL, gamma_of, power_decay, power_share
 from .precision import without_graph
 from .pseudo_label import at_least, hard, pseudo_label_loss, sharpen, soft
 from .ramp import ramp_factor
+from .random_augment import Boxes, random_crop, random_erase, random_flip, sample_erasing, sample_flips, sample_shifts
 from .rng import RngState, get_rng_state, set_rng_state
 from .samples import of_samples, random_directions, sample_norms, unit_samples
 from .scaling import step_was_skipped
@@ -77,6 +80,7 @@ __all__ = [
     "INIT_METHODS",
     "LARGEST_SIGMA_REL",
     "Box",
+    "Boxes",
     "Decoupled",
     "ModuleAverage",
     "Norm",
@@ -97,11 +101,15 @@ __all__ = [
     "assign_",
     "at_least",
     "awp_ascent",
+    "batch_crop",
+    "batch_erase",
+    "batch_flip",
     "blend_targets",
     "centralize_",
     "class_fairness",
     "class_probabilities",
     "counted",
+    "crop_boxes",
     "curriculum_thresholds",
     "cycle_factor",
     "cycle_length",
@@ -124,7 +132,9 @@ __all__ = [
     "falling_threshold",
     "feature_distance",
     "fisher_product",
+    "flip_boxes",
     "flood",
+    "fused_normalize",
     "gamma_of",
     "get_rng_state",
     "global_norm",
@@ -144,6 +154,8 @@ __all__ = [
     "interpolation_consistency",
     "is_orthonormal",
     "jacobian_penalty",
+    "keyed_bits",
+    "keyed_uniform",
     "kl_divergence",
     "l1_norm",
     "logit_distance",
@@ -173,7 +185,10 @@ __all__ = [
     "projected_ascent",
     "pseudo_label_loss",
     "ramp_factor",
+    "random_crop",
     "random_directions",
+    "random_erase",
+    "random_flip",
     "recalibrate_batch_norm",
     "reshard",
     "rotate_quarters",
@@ -181,7 +196,10 @@ __all__ = [
     "sam_ascent",
     "sample_beta",
     "sample_box",
+    "sample_erasing",
+    "sample_flips",
     "sample_norms",
+    "sample_shifts",
     "saturated",
     "self_adaptive_thresholds",
     "set_rng_state",

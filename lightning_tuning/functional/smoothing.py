@@ -59,7 +59,7 @@ def check_smoothing(argument: str, text: str | None) -> Smoothing | None:
         Smoothing(kind='median', amount=5.0)
         >>> check_smoothing("smoothing", "mean 5")
         Traceback (most recent call last):
-        lightning_tuning.errors.InvalidValueError: smoothing is 'mean 5'; write null for none, 'ema 0.9' (a moving \
+        lightning_tuning.errors.InvalidValueError: smoothing is 'mean 5'; write None for none, 'ema 0.9' (a moving \
 average whose decay is at least 0 and below 1) or 'median 5' (of the last values, at least 1).
     """
     if text is None:
@@ -68,7 +68,7 @@ average whose decay is at least 0 and below 1) or 'median 5' (of the last values
     smoothing = _smoothing(found[1], found[2]) if found else None
     if smoothing is None:
         raise InvalidValueError(
-            f"{argument} is {text!r}; write null for none, 'ema 0.9' (a moving average whose decay is at least 0 and "
+            f"{argument} is {text!r}; write None for none, 'ema 0.9' (a moving average whose decay is at least 0 and "
             "below 1) or 'median 5' (of the last values, at least 1)."
         )
     return smoothing

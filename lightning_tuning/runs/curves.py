@@ -18,6 +18,7 @@ Series = tuple[list[float], list[float]]
 
 _SPLIT = re.compile(r"^(train|val|valid|validation)[/_]")
 _INTERVAL = re.compile(r"_(step|epoch)$")
+_RAW = re.compile(r"_raw(?=$|/)")
 _FIRST = ("loss", "accuracy", "learning rate", "gradient norm")
 _LEGEND_LIMIT = 8
 
@@ -51,6 +52,8 @@ def panel_of(key: str) -> str | None:
         ['loss', 'loss', 'learning rate', 'gradient norm', 'rdrop']
         >>> [panel_of(k) for k in ("grad_norm/clipped_share", "update_ratio/total", "gradient_histogram/zeros")]
         ['share of clipped steps', 'update-to-weight ratio', 'share of zeros and non-finite values']
+        >>> [panel_of(k) for k in ("val/loss_raw", "val/accuracy_raw/dataloader_idx_1")]  # beside the averaged weights'
+        ['loss', 'accuracy/dataloader_idx_1']
         >>> [panel_of(k) for k in ("term_gradient/task", "term_gradient/fixmatch", "term_cosine/fixmatch")]
         ['gradient of each term', 'gradient of each term', "cosine to the task's gradient"]
     """
@@ -68,7 +71,7 @@ def panel_of(key: str) -> str | None:
         return "share of zeros and non-finite values"
     if key.startswith("term_"):
         return "gradient of each term" if key.startswith("term_gradient") else "cosine to the task's gradient"
-    name = _INTERVAL.sub("", _SPLIT.sub("", key))
+    name = _RAW.sub("", _INTERVAL.sub("", _SPLIT.sub("", key)))
     return "accuracy" if name in ("acc", "accuracy", "clean_accuracy", "robust_accuracy") else name
 
 
@@ -140,4 +143,5 @@ def _draw_panel(axes: Axes, series: Mapping[str, Series]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
     if len(series) <= _LEGEND_LIMIT:
-        axes.legend(fontsize=8, frameon=False)
+        crowded = len(series) > _LEGEND_LIMIT // 2  # no place is free of curves
+        axes.legend(fontsize=7 if crowded else 8, frameon=crowded, edgecolor="none", framealpha=0.8)

@@ -12,7 +12,7 @@ from lightning_tuning.functional.schedule import between, warmup_height
 from .durations import Duration, check_duration, duration_of
 from .moments import Clock, Moment, PlainClock, level
 from .shape_text import parse_shape
-from .shapes import OneCycle, Size
+from .shapes import MultiStep, OneCycle, Size, Step
 
 _WARMUP = re.compile(rf"(?:({'|'.join(RAMP_SHAPES)}) +)?(.+)")
 
@@ -72,6 +72,24 @@ class Curve:
         """All durations in it."""
         own = [self._warmup[1] if self._warmup else None, self._until]
         return [*filter(None, own), *self.shape.durations()]
+
+    def unreached(self, clock: Clock) -> list[str]:
+        """The warm-up and the points of the run that lie behind its end.
+
+        Raises:
+            InvalidValueError: The shape ends before the warm-up does.
+            MisconfigurationException: The clock cannot tell a length that is needed.
+        """
+        warmup = self._warmup[1] if self._warmup else None
+        if warmup and self._until and clock.at(self._until) <= clock.at(warmup):
+            raise InvalidValueError(
+                f"until is '{self._until}', but the warm-up of {warmup} is not over then. Write a later until or a "
+                "shorter warmup."
+            )
+        points = self.shape.durations() if isinstance(self.shape, (Step, MultiStep)) else []
+        # A drop at the end comes before no step; a warm-up may end with the run.
+        late = [f"the drop at {point}" for point in points if clock.at(point) >= clock.total]
+        return [f"the end of the warm-up at {warmup}"] * bool(warmup and clock.at(warmup) > clock.total) + late
 
     def values(self, full: float, clock: Clock, count: int) -> list[float]:
         """The values at about so many points, spread over the whole run, or over as many steps of one without end.

@@ -58,10 +58,11 @@ class Duration(NamedTuple):
         if self.unit == "st":
             return self.value
         if self.unit == "ep":
-            return steps_in_epochs(trainer, self.value)
+            return unrounded(steps_in_epochs(trainer, self.value))
         if self.unit == "dur":
-            return self.value * total_steps(trainer, f"The duration {self}", "the duration in steps, as in 500st")
-        return self._steps_of_samples(trainer)
+            total = total_steps(trainer, f"The duration {self}", "the duration in steps, as in 500st")
+            return unrounded(self.value * total)
+        return unrounded(self._steps_of_samples(trainer))
 
     def _steps_of_samples(self, trainer: Trainer) -> float:
         size = samples_per_batch(trainer)
@@ -84,6 +85,12 @@ def parse_duration(text: object) -> Duration | None:
         Duration(value=1000000.0, unit='smp')
         >>> parse_duration("5 weeks")
     """
+    duration = _parse(text)
+    return None if duration is not None and duration.unit == "dur" and duration.value > 1 else duration
+
+
+def _parse(text: object) -> Duration | None:
+    """The duration, which may be more than the run."""
     found = _FORM.fullmatch(text.strip()) if isinstance(text, str) else None
     if found is None:
         return None
@@ -91,10 +98,7 @@ def parse_duration(text: object) -> Duration | None:
         value = float(found[1])
     except ValueError:
         return None
-    if found[2] == "%":
-        value /= 100
-    unit = _UNITS[found[2]]
-    return None if unit == "dur" and value > 1 else Duration(value, unit)
+    return Duration(value / 100 if found[2] == "%" else value, _UNITS[found[2]])
 
 
 def duration_of(text: str) -> Duration:
@@ -124,11 +128,24 @@ def check_duration(argument: str, value: str, positive: bool = True) -> str:
         lightning_tuning.errors.InvalidValueError: patience is '3'; write a number and its unit: '5ep' (epochs), \
 '500st' (optimizer steps), '0.1dur' or '10%' (of the run), or '1e6smp' (samples).
     """
-    duration = parse_duration(value)
+    duration = _parse(value)
+    if duration is not None and duration.unit == "dur" and duration.value > 1:
+        raise InvalidValueError(f"{argument} is {value!r}; the whole run is '1dur' or '100%', and it must not be more.")
     if duration is None or (positive and duration.value == 0):
         above = " above 0" if duration is not None else ""
         raise InvalidValueError(f"{argument} is {value!r}; write a number{above} and its unit: {FORMS}.")
     return value
+
+
+def unrounded(steps: float) -> float:
+    """The whole number of steps that is meant where floating point has missed it by a little.
+
+    Example:
+        >>> 0.55 * 100, unrounded(0.55 * 100), unrounded(55.5)
+        (55.00000000000001, 55.0, 55.5)
+    """
+    nearest = float(round(steps))
+    return nearest if math.isclose(steps, nearest, rel_tol=1e-12) else steps
 
 
 def samples_per_batch(trainer: Trainer) -> int | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from lightning_tuning.errors import InvalidValueError
 
-from .durations import Duration
+from .durations import Duration, unrounded
 
 
 class Clock(Protocol):
@@ -52,7 +52,7 @@ class PlainClock:
         length, argument = self._unit[point.unit]
         if length is None:
             raise InvalidValueError(f"The duration {point} needs {argument}. Give it, or write the duration in steps.")
-        return point.value * length
+        return unrounded(point.value * length)
 
 
 class Moment(NamedTuple):

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from .durations import Duration
+from .durations import Duration, unrounded
 from .progress import total_steps
 
 _UNKNOWN = 1e12
@@ -53,7 +53,7 @@ class RunClock:
         if point.unit == "st":
             return point.value
         if point.unit == "dur":
-            return min(self._counted(point.value * self._planned), point.value * self._by_time)
+            return min(self._counted(unrounded(point.value * self._planned)), point.value * self._by_time)
         if point not in self._known:
             self._known[point] = point.steps(self._trainer)
         return self._counted(self._known[point])

@@ -33,6 +33,8 @@ def parse_shape(text: str, argument: str = "shape") -> Shape:
 you mean 'end'? It has: end.
     """
     found = _FORM.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None and isinstance(text, str) and text.count("(") != text.count(")"):
+        raise InvalidValueError(f"{argument} is {text!r}, whose brackets do not match; write it as 'cosine(end=1%)'.")
     name = found[1] if found else text
     check_choice(argument, name, SHAPES, "one with its settings as in 'cosine(end=1%)'")
     shape = SHAPES[name]
@@ -47,6 +49,8 @@ you mean 'end'? It has: end.
             raise InvalidValueError(
                 f"{argument} is {text!r}, but {shape.name} has no setting {key!r}{did_you_mean(key, names)} {has}"
             )
+        if equals and key in settings:
+            raise InvalidValueError(f"{argument} is {text!r}, which has {key} twice; write it once.")
         if equals:
             settings[key] = _number_or_text(value)
     if shape is MultiStep:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_tuning.data import DigitsDataModule
+from lightning_tuning.data.batches import TrainBatches
 from lightning_tuning.data.loader import KeyedLoader
-from lightning_tuning.data.sampler import KeyedSampler, Stream
-from lightning_tuning.data.views import TrainViews
+from lightning_tuning.data.sampler import Stream
 from lightning_tuning.errors import InvalidValueError
 
 
@@ -41,7 +41,6 @@ class PseudoLabeledDigits(DigitsDataModule):
     def train_dataloader(self) -> KeyedLoader:
         if self.pseudo_labels is None:
             return super().train_dataloader()
-        world, rank = self._world_and_rank
         with np.load(self.pseudo_labels) as file:
             indices, probabilities = file["indices"], file["probabilities"]
         if not np.isin(indices, self.without_label).all():
@@ -53,32 +52,26 @@ class PseudoLabeledDigits(DigitsDataModule):
             Stream("labeled", self.labeled_indices, self.batch_size),
             Stream("pseudo", indices, self.pseudo_batch_size),
         ]
-        one_pass = -(-len(indices) // (self.pseudo_batch_size * world))
-        steps = self.steps_per_epoch or one_pass
-        sampler = KeyedSampler(streams, steps, seed=self.effective_seed, num_replicas=world, rank=rank)
         soft = torch.zeros(len(self.labels), self.num_classes)
         soft[torch.from_numpy(self.labeled_indices)] = torch.eye(self.num_classes)[self.labels[self.labeled_indices]]
         soft[torch.from_numpy(indices)] = torch.from_numpy(probabilities).float()
-        views = TrainViews(
-            self.images, self.labels, self.normalize, self.pipelines[self.augment], {}, self.unlabeled_indices
-        )
-        return KeyedLoader(Joined(views, soft), sampler, num_workers=self.num_workers)
+        batches = TrainBatches(self.samples, soft, self.labeled_view(), {}, self.unlabeled_indices)
+        return self._keyed_loader(Joined(batches), streams)
 
     def predict_dataloader(self) -> DataLoader | list:
         return self._eval_dataloader(self.without_label)
 
 
 class Joined(Dataset):
-    """One batch of all the streams' images, with soft labels.
+    """One batch of the samples of all streams.
 
     Args:
-        views: Makes the images of one stream.
-        soft: Of each image the probabilities to learn, ``[N, C]``.
+        batches: Makes the batch of one stream.
     """
 
-    def __init__(self, views: TrainViews, soft: Tensor) -> None:
-        self.views, self.soft = views, soft
+    def __init__(self, batches: TrainBatches) -> None:
+        self.batches = batches
 
     def __getitem__(self, step: tuple) -> tuple[Tensor, Tensor]:
-        images = torch.cat([self.views[(keys,)][0] for keys in step])
-        return images, torch.cat([self.soft[torch.from_numpy(keys.indices)] for keys in step])
+        x, target = zip(*(self.batches[(keys,)] for keys in step), strict=True)
+        return torch.cat(x), torch.cat(target)

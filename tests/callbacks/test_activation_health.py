@@ -429,7 +429,7 @@ def test_a_compiled_model_trains_as_without_and_is_not_seen_inside(how):
     if how == "module":
         assert not rows
         (sentence,) = health.told
-        assert sentence.startswith("ActivationHealth sees no layer of Net; hooks do not reach what torch.compile")
+        assert sentence.startswith("ActivationHealth sees no layer of Net; hooks reach neither what torch.compile")
         assert not health.pictures
     else:
         assert [name for name in rows[2] if name.startswith("std/")] == ["std/head"]

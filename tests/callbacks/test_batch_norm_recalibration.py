@@ -12,7 +12,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_tuning import BatchNormRecalibration, DigitsDataModule, EMATeacherMixin, ImageClassifier
+from lightning_tuning import (
+    BatchNormRecalibration,
+    DigitsDataModule,
+    EMATeacherMixin,
+    ImageClassifier,
+    PostHocEMA,
+    WeightEMA,
+)
 from lightning_tuning.errors import InvalidValueError, NoEffectError
 
 from ..contract.nets import InTurns, trainer
@@ -178,6 +185,15 @@ def test_the_ema_teacher_that_answers_is_recalibrated(tmp_path):
     net, _ = fit(BatchNormRecalibration(), tmp_path, WithTeacher(ema_teacher_decay=0.9))
     assert is_right(net.ema_teacher)
     assert not is_right(net)
+
+
+@pytest.mark.parametrize("kind", [WeightEMA, PostHocEMA])
+def test_an_average_is_recalibrated_behind_it_and_refused_before_it(kind, tmp_path):
+    net, _ = fit(kind(), tmp_path, others=[BatchNormRecalibration()])
+    assert is_right(net)
+    assert all(np.allclose(seen, mean) for seen, (mean, _) in net.seen)
+    with pytest.raises(MisconfigurationException, match=f"Put it behind {kind.__name__}"):
+        fit(BatchNormRecalibration(), tmp_path, others=[kind()])
 
 
 def test_the_plain_images_of_a_datamodule(tmp_path):

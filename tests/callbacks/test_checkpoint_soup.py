@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tuning import CheckpointSoup, WeightEMA
+from lightning_tuning import CheckpointSoup, EarlyStop, PostHocEMA, WeightEMA
 from lightning_tuning.errors import InvalidValueError, NoEffectError
 from lightning_tuning.runs.summary import checkpoint_to_test
 
@@ -245,6 +245,17 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
         CheckpointSoup(monitor="val/loss")
     with pytest.raises(InvalidValueError, match=r"checkpoints is 'a.ckpt'; it must be a list"):
         CheckpointSoup("a.ckpt")
+    for wrong in ([], "a.ckpt"):
+        with pytest.raises(InvalidValueError, match="it must be a list of at least one file"):
+            CheckpointSoup.write(wrong, tmp_path / "soup.ckpt")
+
+
+@pytest.mark.parametrize("chooses", [lambda: CheckpointSoup(["*.ckpt"]), lambda: PostHocEMA(candidates=[0.1])])
+def test_early_stop_may_not_put_other_weights_in_its_place(chooses, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, net(0), net(1))
+    with pytest.raises(MisconfigurationException, match=r"EarlyStop's would win\. Write restore_best: false"):
+        fit(chooses(), tmp_path, EarlyStop("val/loss"))
 
 
 def test_a_metric_that_validation_does_not_log(tmp_path):

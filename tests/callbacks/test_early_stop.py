@@ -160,7 +160,7 @@ def test_what_stands_at_min_epochs_is_done_at_once(told):
     values, stop = [1.0, 2.0, 2.0, 2.0], EarlyStop("val/loss", patience=1)
     assert fit(losses(values), stop, min_epochs=4).global_step == 16
     assert stop.stopped_epoch == 3
-    assert stop.stopping_reason_message.endswith(" for 1 check, up to step 16, epoch 4.")
+    assert stop.stopping_reason_message.endswith(" for 3 checks, up to step 16, epoch 4.")
     assert [m for m in told.messages if "did not improve" in m] == [f"EarlyStop: {stop.stopping_reason_message}"]
     # No validation in epochs 3 and 5: the decision of the check before stands.
     net = losses([1.0, 2.0, 2.0, 2.0], every=8)
@@ -396,6 +396,14 @@ def test_best_weights_that_no_process_holds_are_refused(monkeypatch):
         ({"smoothing": "ema 2"}, "^smoothing is 'ema 2'"),
         ({"combine": "both"}, "^combine is 'both'"),
         ({"stopping_threshold": "low"}, "^stopping_threshold is 'low'"),
+        (
+            {"stopping_threshold": 1.0, "divergence_threshold": 0.5},
+            "with mode='min' each value of val.loss stops. .* the smaller",
+        ),
+        (
+            {"mode": "max", "stopping_threshold": [0.9], "divergence_threshold": [0.9]},
+            "with mode='max' each value of val.loss stops. .* the larger",
+        ),
         ({"max_gap": 1.0}, "^train_monitor is None and max_gap is 1.0; the gap needs both"),
         ({"train_monitor": "a", "max_gap": -1.0}, "^max_gap is -1.0"),
         ({"settings_from": "file"}, "^settings_from is 'file'"),

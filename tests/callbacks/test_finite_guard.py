@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MinMetric
 
 from lightning_tuning import (
     AutoClip,
@@ -413,6 +414,16 @@ def test_rewind_goes_back_to_the_snapshot_and_on(tmp_path):
     assert "are those of step 6 again" in text
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "fused"])
+def test_a_snapshot_can_be_gone_back_to_again(optimizer, tmp_path):
+    """Twice to before update 6; the update in between has moved the moments of the optimizer."""
+    poison, guard = Poison(), FiniteGuard(patience=2, action="rewind", rewind_every=6)
+    fit(make(optimizer=optimizer), [poison, guard, Break(8), Break(11)], tmp_path, max_epochs=4)
+    assert guard.state_dict()["total"] == 4
+    assert_equal_state(poison.states[6]["optimizer"], poison.states[10]["optimizer"])
+    assert_equal_state(poison.states[10]["optimizer"], poison.states[13]["optimizer"])
+
+
 @pytest.mark.parametrize("make_average", [WeightEMA, partial(WeightSWA, start="0st", every="1st"), PostHocEMA])
 def test_averages_of_the_weights_are_rewound_with_them(make_average, tmp_path):
     """The same run, its weights broken in one step or not: the average goes back to before it."""
@@ -522,9 +533,16 @@ def test_stopping_with_good_weights_saves_them(tmp_path):
     assert kept["callbacks"]["FiniteGuard"]["in_a_row"] == 0
 
 
-def test_a_mask_of_infinities_is_no_broken_state(tmp_path):
-    net = make()
-    net.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+@pytest.mark.parametrize("kind", ["buffer", "frozen parameter", "metric"])
+def test_a_mask_of_infinities_is_no_broken_state(kind, tmp_path):
+    net, mask = make(), torch.tensor([0.0, -torch.inf])
+    if kind == "buffer":
+        net.register_buffer("mask", mask)
+    elif kind == "frozen parameter":
+        net.mask = torch.nn.Parameter(mask, requires_grad=False)
+    else:
+        net.least = MinMetric()
+        net.least.persistent(True)
     fit(net, [FiniteGuard(), ModelCheckpoint(tmp_path, "last")], tmp_path, enable_checkpointing=None)
     assert saved(tmp_path / "last.ckpt") == 8
 

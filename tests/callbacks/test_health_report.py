@@ -282,3 +282,8 @@ def test_the_state_goes_on_where_it_was():
     assert len(expected) == 2
     assert told == expected
     assert second.report.state() == straight.report.state()
+
+
+def test_a_gradient_of_exactly_zero_is_told_once():
+    (sentence,) = Looks("ReLU")(20, gradient_ratio=0.0, linear0__gradient=0.0)
+    assert sentence.startswith("The gradient has vanished towards the first layer since step 0")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_tuning import PostHocEMA, WeightEMA
+from lightning_tuning import MonitorCheck, PostHocEMA, WeightEMA
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import gamma_of
 from lightning_tuning.runs.summary import checkpoint_to_test
@@ -109,6 +109,27 @@ def test_the_largest_is_best_if_wanted(tmp_path):
     torch.testing.assert_close(saved["last.weight"], made["last.weight"])
 
 
+def test_a_folder_holds_the_files_of_one_run(tmp_path):
+    run(PostHocEMA(store_every="3st"), tmp_path, epochs=4)
+    keep = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=6, save_top_k=-1)
+    raw = run(PostHocEMA(store_every="4st"), tmp_path, keep, epochs=3, enable_checkpointing=True)[1]
+    assert [int(file.stem) for file in sorted((tmp_path / "post_hoc_ema").glob("*.pt"))] == [4, 8, 12]
+    made = PostHocEMA.reconstruct(tmp_path / "post_hoc_ema", 0.1)
+    np.testing.assert_allclose(made["last.weight"], average(raw, 0.1, "last.weight", 12), rtol=1e-6)
+    run(PostHocEMA(store_every="5st"), tmp_path, epochs=2, ckpt_path=tmp_path / "step=6.ckpt")
+    assert [int(file.stem) for file in sorted((tmp_path / "post_hoc_ema").glob("*.pt"))] == [4, 8]
+    aside = [sorted((tmp_path / f"post_hoc_ema_earlier_{number}").glob("*.pt")) for number in (1, 2)]
+    assert [int(file.stem) for file in aside[0]] == [3, 6, 9, 12, 15, 16]
+    assert [int(file.stem) for file in aside[1]] == [12]
+
+
+def test_only_with_candidates_the_metric_is_looked_for(tmp_path):
+    run(PostHocEMA(monitor="val/accuracy"), tmp_path, MonitorCheck(), epochs=2, num_sanity_val_steps=1)
+    refused = pl.utilities.exceptions.MisconfigurationException
+    with pytest.raises(refused, match="PostHocEMA monitors 'val/accuracy', which validation never logs"):
+        run(PostHocEMA(candidates=[0.1], monitor="val/accuracy"), tmp_path, MonitorCheck(), num_sanity_val_steps=1)
+
+
 @pytest.mark.parametrize("saved_at", [6, 8])
 def test_a_resumed_run_stores_and_delivers_the_same(saved_at, tmp_path):
     def callback():
@@ -148,6 +169,11 @@ def test_what_cannot_work_is_refused(tmp_path):
         PostHocEMA(sigma_rels=[0.1, 0.1])
     with pytest.raises(InvalidValueError, match=r"candidates is 0.4; it must be a number in \(0, 0.28"):
         PostHocEMA(candidates=[0.4])
+    for wrong in (0.1, [], "0.1"):
+        with pytest.raises(InvalidValueError, match=r"candidates is .*; it must be a list of lengths, or None"):
+            PostHocEMA(candidates=wrong)
+    with pytest.raises(InvalidValueError, match=r"sigma_rels is 0\.1; it must be a list of at least two"):
+        PostHocEMA(sigma_rels=0.1)
     with pytest.raises(InvalidValueError, match="store_every is '5'"):
         PostHocEMA(store_every="5")
     with pytest.raises(InvalidValueError, match="there are no files"):

@@ -99,6 +99,12 @@ def test_samples_are_those_of_the_batches(tmp_path):
     assert seen == pytest.approx([LR] * 3 + [LR / 2] * 5)
 
 
+def test_a_share_of_the_run_that_is_a_whole_number_of_steps_is_that(tmp_path):
+    seen, _ = fit(tmp_path, Schedule(shape="multi_step(28%, gamma=0.5)"), max_steps=25, max_epochs=7)
+    assert 0.28 * 25 > 7
+    assert seen == pytest.approx([LR] * 7 + [LR / 2] * 18)
+
+
 def test_a_run_without_a_length_is_refused_unless_the_shape_needs_none(tmp_path):
     with pytest.raises(MisconfigurationException, match=r"set trainer\.max_steps"):
         fit(tmp_path, Schedule(), max_epochs=-1)
@@ -625,6 +631,7 @@ class Scheduled(Host):
         ({"target": "momentum", "layer_decay": 0.5}, "it is for learning rates, and target is 'momentum'"),
         ({"target": "weight_decay", "reference_batch": 256}, "it is for learning rates"),
         ({"target": "accumulation", "warmup": "5st"}, "accumulation changes between epochs"),
+        ({"target": "accumulation", "value": 0.5}, "value is 0.5; an optimizer step takes at least 1 batch"),
         ({"target": "accumulation", "shape": "plateau"}, "accumulation changes between epochs"),
     ],
 )
@@ -703,3 +710,10 @@ def test_other_momenta_and_manual_optimization_are_refused(tmp_path):
 
     with pytest.raises(MisconfigurationException, match="Schedule needs automatic optimization, but Manual"):
         fit(tmp_path, Schedule(), net=Manual(), max_epochs=1)
+
+
+def test_points_behind_the_end_are_told(tmp_path):
+    with pytest.warns(UserWarning, match="Schedule of lr: the run ends before the drop at 2ep and the drop at 9ep"):
+        fit(tmp_path, Schedule(shape="multi_step(1ep, 2ep, 9ep)"), max_epochs=2)
+    with pytest.warns(UserWarning, match="Schedule of accumulation: the run ends before the drop at 2ep"):
+        fit(tmp_path, Schedule("accumulation", "multi_step(1ep, 2ep, gamma=2)", value=1), max_epochs=2)

@@ -144,3 +144,10 @@ def test_a_metric_that_nobody_logs_is_refused(tmp_path):
         fit(tmp_path, Schedule(shape="plateau(los)"), MonitorCheck(), num_sanity_val_steps=2)
     with pytest.raises(MisconfigurationException, match="monitors 'los'"):
         fit(tmp_path, Schedule(shape="plateau(los)"), limit_val_batches=0)
+
+    class AtTheEnd(Noted):
+        def on_train_epoch_end(self):
+            self.log("own", 1.0)
+
+    with pytest.raises(MisconfigurationException, match="what the module logs in on_train_epoch_end"):
+        fit(tmp_path, Schedule(shape="plateau(own)"), net=AtTheEnd())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tuning import ImageClassifier, SnapshotEnsemble
+from lightning_tuning import ImageClassifier, LRRangeTest, Schedule, SnapshotEnsemble, WeightSWA
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.runs.summary import checkpoint_to_test
 
@@ -72,9 +74,9 @@ def make_trainer(callback, tmp_path, *others, **kwargs):
     return trainer(tmp_path, callbacks=[callback, *others], precision="64-true", max_epochs=EPOCHS, **kwargs)
 
 
-def fit(callback, tmp_path, net=None, **kwargs):
+def fit(callback, tmp_path, net=None, *others, **kwargs):
     net, keep = (net or Net()).double(), Keep()
-    made = make_trainer(callback, tmp_path, keep, **kwargs)
+    made = make_trainer(callback, tmp_path, *others, keep, **kwargs)
     made.fit(net, batches(5), batches(6))
     return net, keep.states, made
 
@@ -118,6 +120,17 @@ def test_the_learning_rate_is_the_papers(tmp_path):
     net, _, _ = fit(SnapshotEnsemble(cycles=3), tmp_path)
     factors = [0.5 * (np.cos(np.pi * ((t - 1) % 6) / 6) + 1) for t in range(1, 17)]  # ceil(16 / 3) steps a cycle
     np.testing.assert_allclose(net.rates, np.outer(factors, [0.2, 0.6, 0.6]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_rate_that_was_found_is_that_of_each_cycle(order, tmp_path):
+    found = LRRangeTest(min_lr=1e-3, max_lr=2.0, steps=20, rule="minimum", apply=True)
+    callbacks = [SnapshotEnsemble(cycles=2), found][::order]
+    net, _, _ = fit(callbacks[0], tmp_path, None, callbacks[1])
+    best = found.suggestions["minimum"]
+    assert best != 0.6
+    factors = [0.5 * (np.cos(np.pi * (t % 8) / 8) + 1) for t in range(16)]
+    np.testing.assert_allclose(net.rates[-16:], np.outer(factors, [best / 3, best, best]), rtol=1e-9)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -193,6 +206,27 @@ def test_a_schedule_of_the_users_own(tmp_path):
     net, states, _ = fit(callback, tmp_path, Scheduled())
     assert net.rates[-1] == pytest.approx([0.2e-3, 0.6e-3, 0.6e-3])
     assert torch.equal(callback.state_dict()["members"][0]["last.bias"], states[7]["last.bias"])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("other", [partial(Schedule, "0.lr"), partial(WeightSWA, start="1ep", lr=0.1)])
+def test_another_callback_that_sets_the_rate_is_refused(other, order, tmp_path):
+    callbacks = [SnapshotEnsemble(), other()][::order]
+    with pytest.raises(MisconfigurationException, match="sets the learning rate, and so does"):
+        fit(callbacks[0], tmp_path, None, callbacks[1])
+
+
+def test_several_optimizers_are_refused(tmp_path):
+    class Two(Net):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.first.parameters(), lr=0.1), torch.optim.SGD(self.last.parameters(), lr=0.1)]
+
+    with pytest.raises(MisconfigurationException, match="counts the steps of one optimizer, but Two has 2"):
+        fit(SnapshotEnsemble(), tmp_path, Two())
 
 
 def test_two_ranks_report_what_one_process_does(tmp_path):
@@ -285,5 +319,12 @@ def test_arguments_are_checked():
         SnapshotEnsemble(cycles=0)
     with pytest.raises(InvalidValueError, match="members is 0"):
         SnapshotEnsemble(members=0)
+    with pytest.raises(InvalidValueError, match="members is 4; it must be at most cycles, 3"):
+        SnapshotEnsemble(cycles=3, members=4)
     with pytest.raises(InvalidValueError, match=r"checkpoints is \[\]; it must be a list of files"):
         SnapshotEnsemble(checkpoints=[])
+
+
+def test_cycles_of_one_step_are_refused(tmp_path):
+    with pytest.raises(InvalidValueError, match=r"cycles is 99, but the run has .* optimizer steps"):
+        fit(SnapshotEnsemble(cycles=99), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import lightning.pytorch as pl
 import numpy as np
@@ -175,3 +176,15 @@ def test_a_duration_that_nobody_knows_is_refused_before_the_first_step(tmp_path)
 def test_it_is_in_the_plan_and_changes_what_is_evaluated():
     assert WeightEMA.changes == ("evaluation",)
     assert isinstance(WeightEMA(), pl.Callback)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "delivered"),
+    [({"start": "4ep"}, "the weights, and no average"), ({"every_n_steps": 13}, "the weights of step 0")],
+)
+def test_an_average_that_never_moves_is_told(arguments, delivered, tmp_path):
+    with pytest.warns(UserWarning, match=f"never moves in this run of 12 optimizer steps.* delivered are {delivered}"):
+        fit(make(), [WeightEMA(**arguments)], tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "WeightEMA never moves")
+        fit(make(), [WeightEMA(start="2ep", every_n_steps=4)], tmp_path)

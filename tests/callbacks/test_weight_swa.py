@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tuning import WeightSWA
+from lightning_tuning import FiniteGuard, WeightSWA
 from lightning_tuning.errors import InvalidValueError, NoEffectError
 
 from ..contract.nets import InTurns, trainer
@@ -110,6 +110,18 @@ def test_each_validation_and_the_end_have_the_mean_of_the_epochs_ends(tmp_path):
 def test_when_weights_are_taken(start, every, taken, tmp_path):
     net, raw, _ = fit(WeightSWA(start=start, every=every), tmp_path)
     assert_is_mean(state(net), [raw[step - 1] for step in taken])
+
+
+@pytest.mark.parametrize("bad", [(1,), (1, 11)], ids=["early", "at an epoch's end"])
+def test_skipped_steps_do_not_move_the_ends_of_epochs(bad, tmp_path):
+    """An end whose step was skipped is taken after the next one."""
+
+    class Bad(Net):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (torch.nan if self.trainer.global_step in bad else 1)
+
+    net, raw, _ = fit(WeightSWA(start="0.5dur"), tmp_path, FiniteGuard(), net=Bad())
+    assert_is_mean(state(net), [raw[7], raw[12] if 11 in bad else raw[11], raw[15]])
 
 
 def test_training_and_its_schedule_are_as_without_it(tmp_path):

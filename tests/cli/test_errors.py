@@ -60,6 +60,10 @@ MODEL = "--model=tests.cli.toy."
         (["--ckpt_path=none.ckpt"], "ckpt_path is 'none.ckpt', but there is no none.ckpt."),
         (["--ckpt_path=last"], "but there is no runs/toy/*/checkpoints/last.ckpt."),
         (["--trainer.default_root_dir=here"], "Write --run.dir=here"),
+        (
+            ["--trainer.callbacks+=FiniteGuard", "--trainer.callbacks+=FiniteGuard"],
+            "trainer.callbacks lists FiniteGuard twice, and a checkpoint cannot tell the two apart. Leave one out.",
+        ),
         (["--trainer.callbacks+=ModelCheckpoint"], "run.monitor is 'val/accuracy', but the configuration has"),
     ],
 )

@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerState
 from sklearn.datasets import load_digits
 from torch.utils.data import SequentialSampler
 
@@ -201,6 +202,7 @@ def test_ranks_get_their_share_from_the_trainer(digits):
             global_rank=rank,
             overfit_batches=0,
             strategy=SimpleNamespace(root_device=torch.device("cpu")),
+            state=TrainerState(),
         )
     loaders = [datamodule.train_dataloader() for datamodule in (alone, *ranks)]
     assert [len(loader) for loader in loaders] == [40, 40, 40]
@@ -290,3 +292,35 @@ def test_what_does_not_fit_the_data_is_refused_at_setup(digits, kwargs, message)
 
 def test_unlabelled_batches_with_every_label_known(digits):
     assert "unlabeled" in next(iter(digits(num_labels=None, unlabeled_batch_size=8).train_dataloader()))
+
+
+def test_images_travel_as_bytes_and_arrive_normalised(digits):
+    """To a Trainer at work; read by hand before and after, the same batches are normalised already."""
+    datamodule = digits(num_labels=10, batch_size=4, unlabeled_batch_size=8, steps_per_epoch=2, val_size=10)
+    by_hand = list(datamodule.train_dataloader())
+    seen = []
+
+    class Look(LightningModule):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            seen.append(batch["labeled"][0].dtype if isinstance(batch, dict) else batch[0].dtype)
+            return batch
+
+        def training_step(self, batch, batch_idx):
+            seen.append(batch)
+
+        def validation_step(self, batch, batch_idx):
+            seen.append(batch[0].dtype)
+
+        def configure_optimizers(self):
+            return None
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    Trainer(max_epochs=1, num_sanity_val_steps=0, precision="64-true", **quiet).fit(Look(), datamodule)
+    assert [seen[0], seen[2], *seen[4:]] == [torch.uint8, torch.uint8, torch.uint8, torch.float64]
+    for expected, got in zip(by_hand, seen[1:4:2], strict=True):
+        assert torch.equal(expected["labeled"][0].double(), got["labeled"][0])
+        assert torch.equal(expected["labeled"][1], got["labeled"][1])
+        for name in ("weak", "strong"):
+            assert torch.equal(expected["unlabeled"][name].double(), got["unlabeled"][name])
+    after = next(iter(datamodule.train_dataloader()))
+    assert torch.equal(after["labeled"][0], by_hand[0]["labeled"][0])

@@ -78,6 +78,6 @@ def test_help_describes_every_argument(parser):
     text = parser.format_help()
     arguments = [line for line in text.splitlines() if line.strip().startswith("--data.")]
     assert len(arguments) >= 14
-    assert "How many training images keep their label" in text
-    assert "Labelled images for each step and rank" in text
+    assert "How many training samples keep their label" in text
+    assert "Labelled samples for each step and rank" in text
     assert "Albumentations transforms in place of the 'weak' ones" in text

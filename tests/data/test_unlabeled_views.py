@@ -6,6 +6,7 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerState
 
 from lightning_tuning.cli import main
 from lightning_tuning.data import ArrayDataModule, DigitsDataModule, SeededPipeline, Stream, named_transforms
@@ -151,7 +152,9 @@ def test_ranks_see_together_what_one_process_sees(digits):
     ranks = [digits(**SMALL, unlabeled_views=FOUR) for _ in range(2)]
     for rank, datamodule in enumerate(ranks):
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        datamodule.trainer = SimpleNamespace(world_size=2, global_rank=rank, overfit_batches=0, strategy=strategy)
+        datamodule.trainer = SimpleNamespace(
+            world_size=2, global_rank=rank, overfit_batches=0, strategy=strategy, state=TrainerState()
+        )
     for whole, *parts in zip(*(d.train_dataloader() for d in (alone, *ranks)), strict=True):
         for name in (*FOUR.split(), "index", "target"):
             interleaved = torch.stack([part["unlabeled"][name] for part in parts], 1).flatten(0, 1)

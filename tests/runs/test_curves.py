@@ -29,6 +29,13 @@ def test_one_panel_for_each_metric():
     assert figure.get_suptitle() == "digits"
 
 
+def test_metrics_of_raw_weights_are_drawn_beside_those_of_the_average():
+    figure = draw_curves([{"step": step, "val/loss": 0.4, "val/loss_raw": 0.5} for step in (3, 7)])
+    lines = lines_of(figure, "loss")
+    assert list(lines["val/loss_raw"].get_ydata()) == [0.5, 0.5]
+    assert lines["val/loss_raw"].get_color() != lines["val/loss"].get_color()
+
+
 def test_a_panel_holds_the_logged_values():
     lines = lines_of(draw_curves(records()), "loss")
     assert set(lines) == {"train/loss_step", "train/loss_epoch", "val/loss"}

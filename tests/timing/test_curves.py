@@ -41,6 +41,21 @@ SAME = {
 }
 
 
+@pytest.mark.parametrize(
+    ("in_shares", "in_steps"),
+    [
+        ("step(10%)", "step(10st)"),
+        ("step(0.3ep)", "step(3st)"),
+        ("multi_step(7%, 55%)", "multi_step(7st, 55st)"),
+        ("cosine_restarts(7%)", "cosine_restarts(7st)"),
+    ],
+)
+def test_a_share_that_is_a_whole_number_of_steps_is_that(in_shares, in_steps):
+    """In floating point 3 * 0.1 * 100 and 0.55 * 100 are above 30 and 55."""
+    values = [Curve(shape).preview(100, steps_per_epoch=10) for shape in (in_shares, in_steps)]
+    assert values[0] == values[1]
+
+
 @pytest.mark.parametrize("shape", SAME)
 def test_each_rate_is_that_of_torchs_scheduler(shape):
     make, settings = SAME[shape]
@@ -187,6 +202,8 @@ def test_a_tensor_learning_rate_is_set_in_place():
         ({"shape": "plateau(gamma=1)"}, r"plateau\(gamma=\.\.\.\) is 1"),
         ({"warmup": "5"}, r"warmup is '5'; write a number and its unit"),
         ({"warmup": 5}, r"warmup is 5; write"),
+        ({"shape": "cosine(end=1%"}, r"shape is 'cosine\(end=1%', whose brackets do not match"),
+        ({"shape": "cosine(end=1%, end=2%)"}, "which has end twice; write it once"),
         ({"warmup": "square 5ep"}, r"warmup is 'square 5ep'"),
         ({"warmup": "0st"}, r"warmup is '0st'; write a number above 0"),
         ({"warmup_from": 0.1}, r"warmup_from is 0\.1, but there is no warm-up"),
@@ -208,3 +225,23 @@ def test_settings_are_read_as_written():
     assert level("end", "50%").of(3.0) == 1.5
     with pytest.raises(InvalidValueError, match="ScheduleLR knows no metric"):
         ScheduleLR(torch.optim.SGD([torch.zeros(1)], lr=1.0), 10, "plateau")
+
+
+@pytest.mark.parametrize(
+    ("curve", "unreached"),
+    [
+        (Curve("cosine", warmup="9st"), ["the end of the warm-up at 9st"]),
+        (Curve("cosine", warmup="8st"), []),
+        (Curve("multi_step(4st, 8st, 2ep)"), ["the drop at 8st", "the drop at 2ep"]),
+        (Curve("step(8st)"), ["the drop at 8st"]),
+        (Curve("step"), []),
+        (Curve("cosine_restarts(20st)"), []),
+    ],
+)
+def test_what_the_run_does_not_reach(curve, unreached):
+    assert curve.unreached(PlainClock(8, steps_per_epoch=4)) == unreached
+
+
+def test_a_shape_that_ends_within_the_warmup_is_refused():
+    with pytest.raises(InvalidValueError, match="until is '4st', but the warm-up of 5st is not over then"):
+        Curve("cosine", warmup="5st", until="4st").unreached(PlainClock(8))

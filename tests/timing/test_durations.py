@@ -31,7 +31,14 @@ def test_what_is_a_duration(text, expected):
     assert parse_duration(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "5", "ep", "-1ep", "1.1dur", "101%", "1..2st", "5 weeks", "5ep 3st", 5, None])
+@pytest.mark.parametrize("text", ["1.1dur", "101%", "2 dur"])
+def test_more_than_the_run(text):
+    assert parse_duration(text) is None
+    with pytest.raises(InvalidValueError, match=f"patience is '{text}'; the whole run is '1dur' or '100%'"):
+        check_duration("patience", text)
+
+
+@pytest.mark.parametrize("text", ["", "5", "ep", "-1ep", "1..2st", "5 weeks", "5ep 3st", 5, None])
 def test_what_is_none(text):
     assert parse_duration(text) is None
     with pytest.raises(InvalidValueError, match=r"patience is .*; write a number and its unit: '5ep' \(epochs\)"):
@@ -59,6 +66,7 @@ class Length(Callback):
         ("1.5ep", {}, 12),
         ("0.25dur", {"max_epochs": 3}, 6),
         ("0.25dur", {"max_epochs": 3, "max_steps": 8}, 2),
+        ("0.28dur", {"max_epochs": 4, "max_steps": 25}, 7),  # above it in floating point
         ("1.5ep", {"accumulate_grad_batches": 3}, 4.5),  # three windows an epoch, the last one shorter
         ("2ep", {"max_epochs": 3, "callbacks": [GradientAccumulationScheduler({0: 1, 1: 4})]}, 10),
         ("64smp", {}, 16),  # batches of 4
@@ -78,7 +86,7 @@ def test_how_many_steps_it_is(text, settings, expected):
         **{**settings, "callbacks": [*settings.get("callbacks", []), length]},
     )
     made.fit(Tiny(), DataLoader(data, batch_size=4))
-    assert length.steps == pytest.approx(expected)
+    assert length.steps == expected
 
 
 def test_samples_of_loaders_without_a_size_are_refused():

@@ -1,6 +1,6 @@
 """Draws ``schedules.png``: one panel for each shape of ``Schedule``.
 
-python docs/images/draw_schedules.py
+python docs/draw_schedules.py
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ def main() -> None:
         axes.grid(alpha=0.3)
     figure.supxlabel("share of the run")
     figure.supylabel("share of the full value")
-    figure.savefig(Path(__file__).with_name("schedules.png"), dpi=100)
+    figure.savefig(Path(__file__).parent / "images" / "schedules.png", dpi=100)
 
 
 if __name__ == "__main__":
