@@ -36,9 +36,9 @@ def randaugment(image_size: int, channels: int = 1, flip: bool = False, n: int =
             that count 31 levels up to that maximum call it 30: divide by 3.)
 
     Source:
-        Cubuk et al., 2020, "RandAugment", section 3; ranges of Cubuk et al., 2019, "AutoAugment", table 6. That a
-        larger m is stronger in all operations is as in torchvision; in the authors' code posterising and solarising
-        are weaker.
+        Cubuk et al., 2020, "RandAugment"; ranges of the table of operations in Cubuk et al., 2019, "AutoAugment". That
+        a larger m is stronger in all operations is as in torchvision; in the authors' code it is weaker in posterising
+        and solarising.
     """
     check_count("randaugment's n", n, 1)
     check_range("randaugment's m", m, 0, 30, open_low=True)
@@ -61,7 +61,7 @@ def trivialaugment(image_size: int, channels: int = 1, flip: bool = False) -> li
     Shear by up to 0.99, shift by up to 32 pixels (and no more than the image has), rotation by up to 135 degrees, each
     in both directions; factors 0.01 to 2 of brightness, contrast, saturation (of 3 channels) and sharpness;
     posterising to 2 to 8 bits, solarising from 0 to 255 on. Beside them identity, automatic contrast and equalised
-    histogram.
+    histogram. Of images of 32 pixels and less some are shifted out of sight altogether.
 
     Args:
         image_size: Height and width in pixels.
