@@ -103,7 +103,7 @@ _HOME = {
     ),
     "timing": ("ScheduleLR",),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier", "MultiLabelClassifier", "Regressor"),
-    "data": ("ArrayDataModule", "DigitsDataModule"),
+    "data": ("ArrayDataModule", "DigitsDataModule", "TableDataModule", "TextDataModule"),
     "presets": ("preset", "preset_names"),
     "cli": ("TuningCLI",),
 }

@@ -11,6 +11,7 @@ from lightning_tuning.data.device_augment import DeviceAugment
 from lightning_tuning.data.digits import DigitsDataModule
 from lightning_tuning.data.folds import fold_numbers, fold_of, parse_fold
 from lightning_tuning.data.image_datamodule import ImageDataModule
+from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader
 from lightning_tuning.data.pipeline import SeededPipeline
@@ -18,6 +19,8 @@ from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSample
 from lightning_tuning.data.split_manifest import Split, find_duplicates, load_split, save_split
 from lightning_tuning.data.splits import stratified_split
 from lightning_tuning.data.synonyms import read_synonyms
+from lightning_tuning.data.table import TableDataModule
+from lightning_tuning.data.text_datamodule import TextDataModule
 from lightning_tuning.data.text_pipeline import TEXT_PIPELINES, TextPipeline, named_text_transforms
 from lightning_tuning.data.text_table import read_table
 from lightning_tuning.data.text_transforms import (
@@ -43,6 +46,7 @@ __all__ = [
     "EvalSampler",
     "FixedSampler",
     "ImageDataModule",
+    "KeyedDataModule",
     "KeyedLoader",
     "KeyedSampler",
     "Keys",
@@ -55,6 +59,8 @@ __all__ = [
     "Split",
     "Stream",
     "SynonymReplacement",
+    "TableDataModule",
+    "TextDataModule",
     "TextPipeline",
     "TextTransform",
     "TokenDropout",

@@ -109,22 +109,30 @@ class ArrayDataModule(ImageDataModule):
 
     def _split(self) -> list[np.ndarray]:
         """The file's own test images are the test part; without them it is taken from the training images."""
-        given, own = self._num_given, len(self.labels) - self._num_given
-        wanted = self._wanted_test_size
-        if not own:
-            self.test_size = given // 6 if wanted is None else wanted
+        given = self._num_given
+        if given == len(self.labels) and self._wanted_test_size is None:
+            self.test_size = given // 6
+        if given == len(self.labels) or self.fold is not None:
             return super()._split()
-        self.test_size = own if wanted is None else wanted
-        if self.test_size > own:
-            raise InvalidValueError(f"test_size is {wanted}; {self.path} has {own} test images.")
+        test, _ = self._test_and_rest()
         if self.val_size > given - self.num_classes:
             raise InvalidValueError(
                 f"val_size is {self.val_size}; it must be at most {given - self.num_classes}: there are {given} "
                 f"training images, and training needs one for each of the {self.num_classes} classes."
             )
-        test, _ = stratified_split(self.labels[given:], [self.test_size], self.split_seed)
         val, train = stratified_split(self.labels[:given], [self.val_size], self.split_seed)
-        return [given + test, val, train]
+        return [test, val, train]
+
+    def _test_and_rest(self) -> list[np.ndarray]:
+        given, own = self._num_given, len(self.labels) - self._num_given
+        if not own:
+            return super()._test_and_rest()
+        wanted = self._wanted_test_size
+        self.test_size = own if wanted is None else wanted
+        if self.test_size > own:
+            raise InvalidValueError(f"test_size is {wanted}; {self.path} has {own} test images.")
+        test, _ = stratified_split(self.labels[given:], [self.test_size], self.split_seed)
+        return [given + test, np.arange(given)]
 
 
 def _open(path: str) -> Any:

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_tuning.data.batches import EvalBatches, TrainBatches, View
+from lightning_tuning.data.folds import fold_of, parse_fold
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader, quiet_opencv
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Stream
 from lightning_tuning.data.splits import stratified_split
-from lightning_tuning.errors import InvalidValueError, check_count
+from lightning_tuning.data.weighted_order import balanced_weights
+from lightning_tuning.errors import InvalidValueError, check_count, check_range
 
 LARGEST_SEED = 2**32 - 1
 
@@ -55,12 +57,18 @@ class KeyedDataModule(LightningDataModule, ABC):
             that runs with different seeds are measured on the same samples.
         num_workers: Processes that prepare the batches; 0: the main process.
         eval_batch_size: Samples for each step and rank in validation, test and prediction, at least 1.
+        fold: Cross-validation: which fold is the validation part, in place of `val_size`. '2/5' is the second of five.
+            The test part is the same in every fold, and over the folds every other sample is held out once.
+        balance: How far the classes of the labelled samples are evened out, in [0, 1]. 0: each sample comes once in a
+            pass; 1: all classes come equally often; 0.5: by the root of their size. Off: 0.
 
     Attributes:
-        num_classes: Number of classes.
-        class_names: Name of each class.
+        task: What the targets are: ``multiclass``, ``multilabel`` or ``regression``.
+        num_classes: Number of classes, labels or values of a target.
+        class_names: Name of each class, label or value.
         samples: After ``setup``, what ``load`` gave: ``samples[index]`` reads one.
-        labels: After ``setup``, all labels, ``[N]``.
+        labels: After ``setup``, all targets: class ids ``[N]``, multi-hot labels ``[N, K]`` or values ``[N, D]``.
+        groups: After ``setup``, what each sample belongs to, ``[N]``; no group is in two parts. None: it is its own.
         train_indices: After ``setup``, the training part; ``val_indices`` and ``test_indices`` likewise.
         labeled_indices: After ``setup``, the training samples that keep their label.
         unlabeled_indices: After ``setup``, the training samples whose label is not used: all of the training part,
@@ -72,8 +80,10 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     not_saved: ClassVar[tuple[str, ...]] = ()
     """Arguments that a checkpoint cannot hold, as they are objects."""
+    task: str = "multiclass"
     num_classes: int
     class_names: tuple[str, ...]
+    groups: np.ndarray | None = None
 
     def __init__(
         self,
@@ -87,6 +97,8 @@ class KeyedDataModule(LightningDataModule, ABC):
         split_seed: int = 0,
         num_workers: int = 0,
         eval_batch_size: int = 256,
+        fold: str | None = None,
+        balance: float = 0.0,
     ) -> None:
         super().__init__()
         check_count("num_labels", num_labels, 1, optional=True)
@@ -99,6 +111,9 @@ class KeyedDataModule(LightningDataModule, ABC):
         check_count("split_seed", split_seed, 0, LARGEST_SEED)
         check_count("num_workers", num_workers, 0)
         check_count("eval_batch_size", eval_batch_size, 1)
+        if fold is not None:
+            parse_fold(fold)
+        check_range("balance", balance, 0.0, 1.0)
         # Not logged: a LightningModule with an argument of the same name and another value would stop the run.
         self.save_hyperparameters(ignore=[*self.not_saved], logger=False)
         self.num_labels = num_labels
@@ -111,10 +126,12 @@ class KeyedDataModule(LightningDataModule, ABC):
         self.split_seed = split_seed
         self.num_workers = num_workers
         self.eval_batch_size = eval_batch_size
+        self.fold = fold
+        self.balance = balance
 
     @abstractmethod
     def load(self) -> tuple[Sequence[Any] | np.ndarray, np.ndarray]:
-        """All samples, each read by its index, and their class ids, int64 ``[N]``."""
+        """All samples, each read by its index, and their targets: int64 ``[N]``, float32 ``[N, K]`` or ``[N, D]``."""
 
     @abstractmethod
     def prepare_views(self) -> None:
@@ -143,8 +160,8 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     @property
     def targets(self) -> Tensor:
-        """After ``setup``, the target of every sample: int64 ``[N]``."""
-        return torch.as_tensor(self.labels, dtype=torch.int64)
+        """After ``setup``, the target of every sample: int64 ``[N]``, or float32 ``[N, K]`` or ``[N, D]``."""
+        return torch.as_tensor(self.labels, dtype=torch.int64 if self.task == "multiclass" else torch.float32)
 
     @property
     def num_unlabeled(self) -> int:
@@ -172,24 +189,49 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     def _split(self) -> list[np.ndarray]:
         """The samples of the test, the validation and the training part."""
-        most = len(self.labels) - self.num_classes
-        if self.val_size + self.test_size > most:
+        if self.fold is not None:
+            return self._with_fold(*self._test_and_rest())
+        self._check_room(self.val_size + self.test_size, f"val_size is {self.val_size} and test_size")
+        return stratified_split(self.labels, [self.test_size, self.val_size], self.split_seed, groups=self.groups)
+
+    def _check_room(self, wanted: int, what: str) -> None:
+        """Whether training keeps a sample of each class when ``wanted`` samples are held out."""
+        least = self.num_classes if self.task == "multiclass" else 1
+        most = len(self.labels) - least
+        if wanted > most:
+            together = "; together they" if " and " in what else "; it"
             raise InvalidValueError(
-                f"val_size is {self.val_size} and test_size is {self.test_size}; together they must be at most {most}: "
-                f"there are {len(self.labels)} samples, and training needs one for each of the {self.num_classes} "
-                "classes."
+                f"{what} is {self.test_size}{together} must be at most {most}: there are {len(self.labels)} samples, "
+                f"and training needs {f'one for each of the {least} classes' if least > 1 else 'at least one'}."
             )
-        return stratified_split(self.labels, [self.test_size, self.val_size], self.split_seed)
+
+    def _test_and_rest(self) -> list[np.ndarray]:
+        """The samples of the test part, and all others."""
+        self._check_room(self.test_size, "test_size")
+        return stratified_split(self.labels, [self.test_size], self.split_seed, groups=self.groups)
+
+    def _with_fold(self, test: np.ndarray, rest: np.ndarray) -> list[np.ndarray]:
+        """The test part, and the rest as the fold divides it."""
+        groups = None if self.groups is None else self.groups[rest]
+        train, held_out = fold_of(self.labels[rest], self.fold or "", self.split_seed, groups)
+        return [test, rest[held_out], rest[train]]
 
     def train_dataloader(self) -> KeyedLoader:
         """This rank's training batches."""
-        streams = [Stream("labeled", self.labeled_indices, self.batch_size)]
+        streams = [self._labeled_stream()]
         if self.unlabeled_batch_size:
             streams.append(Stream("unlabeled", self.unlabeled_indices, self.unlabeled_batch_size))
         batches = TrainBatches(
             self.samples, self.targets, self.labeled_view(), self.unlabeled_view_of(), self.unlabeled_indices
         )
         return self._keyed_loader(batches, streams)
+
+    def _labeled_stream(self) -> Stream:
+        labels = self.labels[self.labeled_indices]
+        if self.balance and self.task != "multiclass":
+            raise InvalidValueError(f"balance is {self.balance!r}, but the targets are no classes. Write balance=0.")
+        weights = balanced_weights(labels, self.balance) if self.balance else None
+        return Stream("labeled", self.labeled_indices, self.batch_size, weights, labels)
 
     def _keyed_loader(self, batches: Any, streams: Sequence[Stream]) -> KeyedLoader:
         """A loader of the streams, as long as one pass over the last of them unless ``steps_per_epoch`` is given."""

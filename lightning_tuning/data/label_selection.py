@@ -15,7 +15,7 @@ def choose_labeled(labels: np.ndarray, num_labels: int | None, seed: int) -> np.
     With one seed, a smaller choice is contained in every larger one, so that runs with 20, 40 and 100 labels compare.
 
     Args:
-        labels: Class ids of the training part, ``[N]``.
+        labels: Class ids of the training part, ``[N]``; of floating targets ``[N, ...]`` any samples are chosen.
         num_labels: How many labels to keep, from the number of classes to ``N``; class counts differ by at most one
             as long as no class runs out. None: all.
         seed: Chooses the samples, 0 to 2**32 - 1.
@@ -33,6 +33,13 @@ def choose_labeled(labels: np.ndarray, num_labels: int | None, seed: int) -> np.
     """
     if num_labels is None:
         return np.arange(len(labels))
+    if labels.dtype.kind == "f":
+        if not 1 <= num_labels <= len(labels):
+            raise InvalidValueError(
+                f"num_labels is {num_labels}; it must be an integer from 1 to {len(labels)} (the training samples), or "
+                "None to keep every label."
+            )
+        return np.sort(permutation(len(labels), seed, "labels")[:num_labels])
     num_classes = len(np.unique(labels))
     if not num_classes <= num_labels <= len(labels):
         raise InvalidValueError(

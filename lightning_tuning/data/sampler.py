@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import DistributedSampler, SequentialSampler
 
 from lightning_tuning.data.hashing import hashes, permutation
+from lightning_tuning.data.weighted_order import weighted_order
 
 
 class Keys(NamedTuple):
@@ -32,20 +33,25 @@ class Stream:
         name: Keeps the random numbers of two streams apart.
         indices: The images to draw from, ``[N]``, at least one.
         batch_size: Images for each step and rank, at least 1.
+        weights: How often each image is drawn, in proportion, ``[N]``. None: each once in a pass.
+        labels: With weights, the images' classes, ``[N]``, whose shares of an epoch are then exact up to rounding.
     """
 
     name: str
     indices: np.ndarray
     batch_size: int
+    weights: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
 
 class KeyedSampler(DistributedSampler):
     """Yields for each step one :class:`Keys` of each stream.
 
     In an epoch, a stream goes through its pool in a fresh permutation, then in the next one, until all steps are
-    filled; every position has a seed of its own, so an image that comes twice is augmented differently. All batches
-    are full. Position ``p`` of the epoch goes to rank ``p % num_replicas``, so the ranks together see in each step what
-    one process with ``num_replicas`` times the batch size would see, with the same augmentations.
+    filled, or draws from it by weights; every position has a seed of its own, so an image that comes twice is augmented
+    differently. All batches are full. Position ``p`` of the epoch goes to rank ``p % num_replicas``, so the ranks
+    together see in each step what one process with ``num_replicas`` times the batch size would see, with the same
+    augmentations.
 
     It is a ``DistributedSampler`` so that the Trainer calls ``set_epoch`` and does not replace it. Use it with
     ``DataLoader(batch_size=None)``: what it yields is a batch already.
@@ -94,15 +100,19 @@ class KeyedSampler(DistributedSampler):
     def _draw(self, stream: Stream, epoch: int) -> Keys:
         """This rank's share of the epoch, both arrays ``[steps, batch_size]``."""
         count = self.steps * stream.batch_size * self.num_replicas
-        size = len(stream.indices)
-        passes = [
-            permutation(size, self.seed, f"order of {stream.name}", epoch, number)
-            for number in range(-(-count // size))
-        ]
-        indices = stream.indices[np.concatenate(passes)[:count]]
+        indices = stream.indices[self._order(stream, count, epoch)]
         seeds = hashes(count, self.seed, f"augmentation of {stream.name}", epoch)
         share, shape = slice(self.rank, None, self.num_replicas), (self.steps, stream.batch_size)
         return Keys(indices[share].reshape(shape), seeds[share].reshape(shape))
+
+    def _order(self, stream: Stream, count: int, epoch: int) -> np.ndarray:
+        """The places in the stream's pool that an epoch draws, ``[count]``."""
+        purpose = f"order of {stream.name}"
+        if stream.weights is not None:
+            return weighted_order(stream.weights, count, self.seed, purpose, epoch, labels=stream.labels)
+        size = len(stream.indices)
+        passes = [permutation(size, self.seed, purpose, epoch, number) for number in range(-(-count // size))]
+        return np.concatenate(passes)[:count]
 
 
 class EvalSampler(DistributedSampler, SequentialSampler):

@@ -5,10 +5,10 @@ signs and the white space between them stay where they are, and words keep their
 one.
 
 Source:
-    Wei & Zou, 2019, "EDA: Easy data augmentation techniques for boosting performance on text classification tasks",
-    section 2. n = max(1, floor(share * number of words)), as in its code. It has a list of stop words, which are not
-    replaced; here they are the words that the table of synonyms leaves out. It takes case and all signs out of the
-    texts first; here they stay.
+    Wei & Zou, 2019, "EDA: Easy data augmentation techniques for boosting performance on text classification tasks".
+    n = max(1, floor(share * number of words)), as in its code. It has a list of stop words, which are not replaced;
+    here they are the words that the table of synonyms leaves out. It takes case and all signs out of the texts first;
+    here they stay.
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ def test_training_goes_on_with_the_weights(buffers, tmp_path):
     assert_equal_state(state(net), state(bare(tmp_path, **settings)[0]))
 
 
+@pytest.mark.filterwarnings("ignore:WeightEMA never moves")
 @POLICIES
 def test_before_its_start_all_is_as_without_it(buffers, tmp_path):
     net, record = make(), Record()

@@ -27,6 +27,7 @@ WORDS = ["a", "cat", "dog", "."]
         ("می‌خواهم", ["می‌خواهم"]),  # with a zero-width non-joiner
         ("我爱你。好", ["我爱你", "。", "好"]),
         ("I ❤️ it 👍", ["i", "❤️", "it", "👍"]),  # the heart and its variation selector
+        ("ﬁne x² ①", ["ﬁne", "x²", "①"]),  # composed, but no other signs put in their places
         ("<unk> <UNK> <pad>", ["<unk>", "<unk>", "<", "pad", ">"]),
         (" \t\n\u00a0\u3000", []),
         ("", []),
