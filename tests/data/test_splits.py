@@ -1,7 +1,11 @@
+from collections import Counter
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
 from lightning_tuning.data import choose_labeled, stratified_split
+from lightning_tuning.data.hashing import permutation
 from lightning_tuning.data.splits import rank_in_class
 from lightning_tuning.errors import InvalidValueError
 
@@ -49,6 +53,18 @@ def test_the_split_of_class_ids_stays_what_it_was():
     for same in (labels, labels.astype(str), labels[:, None].tolist()):
         parts = stratified_split(np.array(same).reshape(-1), [4, 6], 11)
         assert [part.tolist() for part in parts[:2]] == [[2, 10, 14, 22], [1, 9, 11, 18, 26, 27]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_class_ids_are_lined_up_by_their_place_in_the_class(seed):
+    labels = imbalanced(seed)
+    order, places, sizes = permutation(len(labels), seed, "split"), {}, Counter(labels.tolist())
+    for label in sizes:
+        members = [i for i in order if labels[i] == label]
+        places.update((i, Fraction(2 * rank + 1, 2 * sizes[label])) for rank, i in enumerate(members))
+    line = sorted(order.tolist(), key=places.__getitem__)
+    parts = stratified_split(labels, [1] * 60, seed)
+    assert [part.tolist() for part in parts] == [*([i] for i in line[:60]), sorted(line[60:])]
 
 
 def grouped(seed):
