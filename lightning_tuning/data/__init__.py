@@ -22,8 +22,6 @@ from lightning_tuning.data.progressive import ImageSizeSchedule
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Keys, Stream
 from lightning_tuning.data.split_manifest import Split, find_duplicates, load_split, save_split
 from lightning_tuning.data.splits import stratified_split
-from lightning_tuning.data.transform_checks import check_transforms
-from lightning_tuning.data.transforms import NAMED_TRANSFORMS, evaluation_transforms, named_transforms
 from lightning_tuning.data.synonyms import read_synonyms
 from lightning_tuning.data.table import TableDataModule
 from lightning_tuning.data.text_datamodule import TextDataModule
