@@ -96,9 +96,9 @@ def test_the_last_point_may_be_rounded_up(monkeypatch):
     home = "lightning_tuning.data.weighted_order"
     monkeypatch.setattr(f"{home}.hashes", lambda *key: np.array([2**64 - 1], np.uint64))
     monkeypatch.setattr(f"{home}.permutation", lambda count, *key: np.arange(count))
-    times = np.bincount(weighted_order(np.array([1.0, 1.0, 0.0]), 2**22, 0, "order", labels=np.arange(3)))
-    assert times.sum() == 2**22
-    assert np.abs(times - 2**21).max() <= 1
+    times = np.bincount(weighted_order(np.array([1.0, 1.0, 0.0]), 2**21, 0, "order", labels=np.arange(3)))
+    assert times.sum() == 2**21
+    assert np.abs(times - 2**20).max() <= 1
     assert weighted_order(np.ones(3), 3, 0, "order").tolist() == [0, 1, 2]
 
 
