@@ -54,7 +54,7 @@ def draw(runs: list[dict[str, Any]], data: str, path: Path) -> None:
     for name, results in by_variant.items():
         clean, robust = ([r["metrics"][f"test/{kind}_accuracy"] for r in results] for kind in ("clean", "robust"))
         points = axes.scatter(clean, robust, s=16, alpha=0.5)
-        label = "FGSM with a random start" if name == RECIPE else name
+        label = "PGD-7" if name == RECIPE else name
         axes.scatter(mean(clean), mean(robust), s=70, color=points.get_facecolor(), alpha=1, label=label)
     axes.set(xlabel="test accuracy", ylabel=f"test accuracy under PGD-{STEPS}, epsilon {EPSILON}")
     axes.grid(alpha=0.3)
@@ -68,7 +68,7 @@ def draw(runs: list[dict[str, Any]], data: str, path: Path) -> None:
     for part, (name, result) in zip(parts, shown.items(), strict=True):
         network = ImageClassifier.load_from_checkpoint(result["checkpoint"], map_location="cpu").eval()
         torch.manual_seed(0)
-        draw_images(part, "FGSM with a random start" if name == RECIPE else name, network, x, y, scale)
+        draw_images(part, "PGD-7" if name == RECIPE else name, network, x, y, scale)
     figure.savefig(path, dpi=120)
 
 
