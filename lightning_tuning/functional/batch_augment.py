@@ -23,7 +23,12 @@ def batch_flip(x: Tensor, flip: Tensor) -> Tensor:
         >>> batch_flip(torch.tensor([[[1, 2]], [[3, 4]]]), torch.tensor([True, False])).tolist()
         [[[2, 1]], [[3, 4]]]
     """
-    return torch.where(of_samples(flip, x), x.flip(-1), x)
+    # On a CPU index_select copies whole images, in half the time of torch.where. It returns the layout of the indices,
+    # so the dimensions go in by falling stride.
+    order = [0, *sorted(range(1, x.ndim), key=x.stride, reverse=True)]
+    both = torch.cat([x, x.flip(-1)]).permute(order)
+    chosen = both.index_select(0, torch.arange(len(x), device=x.device) + len(x) * flip)
+    return chosen.permute([order.index(d) for d in range(x.ndim)])
 
 
 def batch_crop(x: Tensor, padding: int, top: Tensor, left: Tensor, fill: float = 0.0) -> Tensor:

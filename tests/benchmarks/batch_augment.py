@@ -59,8 +59,8 @@ def at_once(erase: bool) -> Callable[[], Tensor]:
 
     def batch() -> Tensor:
         seeds = torch.from_numpy(hashes(BATCH, 0, "augmentation", int(rng.integers(1000))).view(np.int64))
-        x = torch.from_numpy(IMAGES[rng.choice(len(IMAGES), BATCH, replace=False)]).permute(0, 3, 1, 2)
-        return fused_normalize(augment(x, seeds), mean, std, memory_format=torch.contiguous_format)
+        x = torch.from_numpy(IMAGES[rng.choice(len(IMAGES), BATCH, replace=False)]).permute(0, 3, 1, 2).contiguous()
+        return fused_normalize(augment(x, seeds), mean, std)
 
     return batch
 
