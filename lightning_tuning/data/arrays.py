@@ -93,7 +93,7 @@ class ArrayDataModule(ImageDataModule):
             raise InvalidValueError(f"{self.path} has {images_name} but no {labels_name}.")
         try:
             images, labels = arrays[_key(arrays, images_name)], arrays[key]
-        except ValueError as error:  # an array of pickled objects, or a file that is cut off
+        except (ValueError, EOFError) as error:  # an array of pickled objects, or a file that is cut off
             raise InvalidValueError(
                 f"{self.path}: {images_name} or {labels_name} holds objects or is no whole array: {error}"
             ) from None
@@ -103,6 +103,8 @@ class ArrayDataModule(ImageDataModule):
                 f"{self.path}: {images_name} is {images.dtype} {list(images.shape)}; it must be uint8 [N, H, W] or "
                 "[N, H, W, C] with H == W."
             )
+        if not len(images):
+            raise InvalidValueError(f"{self.path}: {images_name} holds no image.")
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
             raise InvalidValueError(
                 f"{self.path}: {labels_name} is {labels.dtype} {list(labels.shape)}; it must be integer class ids from "

@@ -94,8 +94,9 @@ class MaskedImages(Sequence[tuple[np.ndarray, np.ndarray]]):
             return [self[each] for each in range(*index.indices(len(self)))]
         path = self.masks[index]
         mask = read_mask(path, self.images.paths[index], self.drawn_on, max_pixels=self.images.max_pixels)
-        strange = np.setdiff1d(mask, [*range(self.num_classes), self.ignore_index])
-        if len(strange):
+        outside = mask[(mask >= self.num_classes) & (mask != self.ignore_index)]
+        if len(outside):
+            strange = np.unique(outside)
             raise BadSampleError(
                 path,
                 f"it holds the class ids {', '.join(map(str, strange[:5]))}{', ...' if len(strange) > 5 else ''}, but "

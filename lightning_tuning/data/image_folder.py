@@ -32,10 +32,10 @@ class ImageFolderDataModule(EncodedImageDataModule):
     """Images in a folder for each class: ``cats/1.jpg``, or with given parts ``train/cats/1.jpg`` and ``test/...``.
 
     The classes are numbered by number if all their names are integers, and else by alphabet. The parts' folders are
-    called ``train``, ``val`` (or ``valid``, ``validation``) and ``test``; a part without one is taken from ``train``.
-    Images in a folder ``unlabeled`` beside them have no label: with ``unlabeled_batch_size`` they are unlabelled
-    samples like the others. Folders may have folders in them. Batches, views and attributes are those of
-    :class:`EncodedImageDataModule`.
+    called ``train``, ``val`` (or ``valid``, ``validation``) and ``test``, in small or capital letters; a part without
+    one is taken from ``train``. Images in a folder ``unlabeled`` beside them have no label: with
+    ``unlabeled_batch_size`` they are unlabelled samples like the others. Folders may have folders in them. Batches,
+    views and attributes are those of :class:`EncodedImageDataModule`.
 
     Args:
         path: The folder.
@@ -88,11 +88,9 @@ class ImageFolderDataModule(EncodedImageDataModule):
             files, others = files + found, others + strange
             parts += ["train"] * len(found)
             labels = np.append(labels, np.full(len(found), -1))
-        if others and not self.keys:  # told once
-            rank_zero_warn(
-                f"{len(others)} files in {root} are left out, as their names do not end like those of images, such as "
-                f"{others[0]}."
-            )
+        if not self.keys:  # told once
+            _tell(others, "their names do not end like those of images")
+            _tell(_without_class([root, *{folder.parent for _, folder in class_folders}]), "they are in no class folder")
         self.given_parts = np.array(parts) if given else None
         self.keys = [path.relative_to(root).as_posix() for path in files]
         self.groups = self._groups(self.keys)
@@ -102,25 +100,29 @@ class ImageFolderDataModule(EncodedImageDataModule):
         if self._group is None:
             return None
         found = [self._group.search(key) for key in keys]
-        without = [key for key, match in zip(keys, found, strict=True) if match is None]
+        groups = [None if match is None else match[1] for match in found]
+        without = [key for key, group in zip(keys, groups, strict=True) if group is None]
         if without:
             raise InvalidValueError(
                 f"group is {self.group!r}, which is not in {without[0]!r} and {len(without) - 1} other paths. "
                 "It must be found in every image's path."
             )
-        return np.array([match[1] for match in found if match is not None])
+        return np.array(groups)
 
 
 def _layout(root: Path) -> tuple[bool, list[tuple[str, Path]]]:
     """Whether the folder gives parts, and part and folder of each class."""
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    folders = [path for path in folders if path.name not in UNLABELED]
-    parts = [path for path in folders if path.name in PARTS]
-    if not any(PARTS[path.name] == "train" for path in parts):
+    folders = [path for path in _folders(root) if path.name not in UNLABELED]
+    parts = [path for path in folders if path.name.lower() in PARTS]
+    if not any(PARTS[path.name.lower()] == "train" for path in parts):
         if not folders:
             raise InvalidValueError(
                 f"{root} holds no folder. There must be one for each class, as in {root}/cats/1.jpg, or train and test "
                 f"with one for each class, as in {root}/train/cats/1.jpg."
+            )
+        if len(parts) == len(folders):
+            raise InvalidValueError(
+                f"{root} holds {' and '.join(path.name for path in parts)}, but no train. There must be one."
             )
         return False, [("train", path) for path in folders]
     if len(parts) < len(folders):
@@ -129,13 +131,25 @@ def _layout(root: Path) -> tuple[bool, list[tuple[str, Path]]]:
             f"{root} holds {parts[0].name} and {stray.name}. Beside {parts[0].name} there may be val, test and "
             "unlabeled; the folders of the classes stand in them."
         )
-    inner = [
-        (PARTS[part.name], path)
-        for part in parts
-        for path in sorted(part.iterdir())
-        if path.is_dir() and not path.name.startswith(".")
-    ]
-    return True, inner
+    stray = next((part / name for part in parts for name in UNLABELED if (part / name).is_dir()), None)
+    if stray is not None:
+        raise InvalidValueError(f"{stray} would be a class. Images without a label belong in {root / stray.name}.")
+    return True, [(PARTS[part.name.lower()], path) for part in parts for path in _folders(part)]
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def _without_class(folders: list[Path]) -> list[Path]:
+    """The images that stand in the folders themselves."""
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
+    return [path for path in files if path.suffix[1:].lower() in ENDINGS and not path.name.startswith(".")]
+
+
+def _tell(files: list[Path], why: str) -> None:
+    if files:
+        rank_zero_warn(f"{len(files)} files are left out, as {why}, such as {files[0]}.")
 
 
 def _check_classes(root: Path, classes: list[str], parts: list[str]) -> None:

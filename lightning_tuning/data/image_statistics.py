@@ -62,9 +62,9 @@ def _readable(indices: list[int], read: Callable[[int], np.ndarray]) -> Iterator
 
 
 def _path_for(text: str) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return Path(root).expanduser() / "lightning-tuning" / "statistics" / f"{name}.json"
+    return Path(root, "lightning-tuning", "statistics", f"{name}.json")
 
 
 def _load(path: Path) -> Normalize | None:

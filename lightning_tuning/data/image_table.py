@@ -72,8 +72,15 @@ class ImageTableDataModule(EncodedImageDataModule):
                 "unlabeled_batch_size is for labels, not for masks: two views of an image do not show the same at the "
                 "same pixel. Write unlabeled_batch_size=0."
             )
+        if classes is not None and task != "multiclass":
+            raise InvalidValueError(f"classes is for task='multiclass' and for masks, but task is {task!r}.")
         if classes is not None and len(set(classes)) < len(classes):
             raise InvalidValueError(f"classes is {classes!r}; each name may stand there once.")
+        if mask is not None and len(classes or ()) > self.ignore_index:
+            raise InvalidValueError(
+                f"classes has {len(classes or ())} names; with mask at most {self.ignore_index}, as a pixel of "
+                f"{self.ignore_index} has no class."
+            )
         self.path = path
         self.image = image
         self.target = [target] if isinstance(target, str) else list(target)
@@ -92,10 +99,11 @@ class ImageTableDataModule(EncodedImageDataModule):
         blank = self.task == "multiclass" and self.unlabeled_batch_size > 0
         table = read_table(self.path, [*columns, *targets], required=[*columns, *([] if blank else targets)])
         root = Path(self.root) if self.root is not None else Path(self.path).parent
-        self.keys = self._keys(table[self.image])
+        paths = self._paths(root, self.image, table[self.image])
+        self.keys = self._keys(root, paths)
         self.groups = np.array(table[self.group]) if self.group else None
         self.given_parts = self._parts_of(table[self.part]) if self.part else None
-        images = ImageFiles(self._paths(root, self.image, table[self.image]), self.in_channels)
+        images = ImageFiles(paths, self.in_channels)
         if self.mask:
             self.class_names = tuple(self.classes or ())
             self.num_classes = len(self.class_names)
@@ -115,8 +123,11 @@ class ImageTableDataModule(EncodedImageDataModule):
             labels, names = read_targets(columns, self.task, self.path)
         else:
             some = {self.target[0]: [field for field in fields if field.strip()]}
+            if not known.any():
+                raise InvalidValueError(f"{self.path}: {self.target[0]!r} is empty in all rows; some must have a label.")
             labels = np.full(len(fields), -1)
             labels[known], names = read_targets(some, self.task, self.path)
+        self._check_parts(labels, names)
         if self.classes is None:
             return labels, names
         for row, field in enumerate(fields, start=1):
@@ -128,15 +139,34 @@ class ImageTableDataModule(EncodedImageDataModule):
         ids = np.array([self.classes.index(name) for name in names])
         return np.where(labels >= 0, ids[labels], -1), tuple(self.classes)
 
-    def _keys(self, names: list[str]) -> list[str]:
+    def _check_parts(self, labels: np.ndarray, names: tuple[str, ...]) -> None:
+        """Whether validation and test, as they are given, can be measured by what training has."""
+        if self.given_parts is None:
+            return
+        held_out = self.given_parts != "train"
+        if (held_out & (labels < 0)).any():
+            row = int(np.flatnonzero(held_out & (labels < 0))[0])
+            raise InvalidValueError(
+                f"{self.path}, row {row + 1}: {self.target[0]!r} is empty, but {self.part!r} is "
+                f"{str(self.given_parts[row])!r}. Only rows of train may go without a label."
+            )
+        missing = np.setdiff1d(labels[held_out], labels[~held_out])
+        if len(missing):
+            raise InvalidValueError(
+                f"{self.path}: training has no row of {', '.join(repr(names[label]) for label in missing)}, but val or "
+                "test has."
+            )
+
+    def _keys(self, root: Path, paths: list[str]) -> list[str]:
+        keys = [Path(os.path.relpath(path, root)).as_posix() for path in paths]
         rows: dict[str, int] = {}
-        for row, name in enumerate(names, start=1):
-            first = rows.setdefault(name, row)
+        for row, key in enumerate(keys, start=1):
+            first = rows.setdefault(key, row)
             if first != row:
                 raise InvalidValueError(
-                    f"{self.path}: rows {first} and {row} are of the same image, {name!r}. Each image may have one row."
+                    f"{self.path}: rows {first} and {row} are of the same image, {key!r}. Each image may have one row."
                 )
-        return names
+        return keys
 
     def _parts_of(self, names: list[str]) -> np.ndarray:
         for row, name in enumerate(names, start=1):
@@ -151,7 +181,7 @@ class ImageTableDataModule(EncodedImageDataModule):
         top = os.path.abspath(root)
         paths = [os.path.normpath(os.path.join(top, name)) for name in names]
         for row, (name, path) in enumerate(zip(names, paths, strict=True), start=1):
-            if os.path.commonpath([top, path]) != top:
+            if not Path(path).is_relative_to(top):
                 raise InvalidValueError(
                     f"{self.path}, row {row}: {column!r} is {name!r}, which is outside of {top}. Paths must stay in "
                     "that folder; write root=... if it is another one."

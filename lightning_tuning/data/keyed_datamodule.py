@@ -41,8 +41,8 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     ``index``, int64 ``[N]``, is each unlabelled sample's id, for techniques that remember something of every sample:
     its position in ``unlabeled_indices``, from 0 to ``num_unlabeled - 1``. It is the same in every epoch, rank and run
-    with the same data, ``split_seed``, ``val_size`` and ``test_size``. ``target`` is the hidden label. It is there to
-    measure how many pseudo labels are right; no technique learns from it.
+    with the same data, ``split_seed``, ``val_size`` and ``test_size``. ``target`` is the hidden label, or -1 where the
+    data have none. It is there to measure how many pseudo labels are right; no technique learns from it.
 
     Order and augmentations are functions of seed, epoch and position. They do not depend on the number of workers, and
     a resumed run continues exactly as the uninterrupted one would. Each run's parts stand in ``split.csv`` beside its

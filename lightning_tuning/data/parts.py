@@ -15,7 +15,7 @@ DEFAULT_SHARE = 0.1
 
 
 class Parts(NamedTuple):
-    """Sorted indices of the samples of each part; those without a label are for training."""
+    """Sorted indices of the samples of each part."""
 
     test: np.ndarray
     val: np.ndarray
@@ -63,11 +63,12 @@ def make_parts(
         fold: The validation part is this fold, such as ``2/5``, of all that is not for test; ``val_size`` is not used.
         groups: What each sample belongs to, ``[N]``. Parts that are drawn hold whole groups.
         given: The part that the data give, ``train``, ``val`` or ``test``, text ``[N]``. None: none is given.
-        known: Which samples have a label, bool ``[N]``; the others are for training. None: all.
+        known: Which samples have a label, bool ``[N]``; the others are for training, unless the data give them as
+            validation or test, or their group is held out: then they are in no part. None: all.
         least: How many samples training needs.
 
     Raises:
-        InvalidValueError: The sizes do not fit the data.
+        InvalidValueError: The sizes do not fit the data, or a group is in two given parts.
 
     Example:
         >>> parts = make_parts(np.arange(10) % 2, 2, 0.2, seed=0)
@@ -77,6 +78,8 @@ def make_parts(
     everywhere = np.arange(len(labels))
     known = np.ones(len(labels), dtype=bool) if known is None else known
     given = np.full(len(labels), "train") if given is None else given
+    if groups is not None:
+        _check_given_groups(groups[known], given[known])
     rest, val, test = (everywhere[known & (given == part)] for part in ("train", "val", "test"))
     if fold is not None:
         rest, val = np.sort(np.concatenate([rest, val])), val[:0]
@@ -96,7 +99,21 @@ def make_parts(
     if fold is not None:
         kept, held_out = fold_of(labels[train], fold, seed, None if groups is None else groups[train])
         train, val = train[kept], train[held_out]
-    return Parts(test, val, np.sort(np.concatenate([train, everywhere[~known]])))
+    unlabeled = everywhere[~known & (given == "train")]
+    if groups is not None:
+        held_out = groups[np.concatenate([test, val])]
+        unlabeled = unlabeled[~np.isin(groups[unlabeled], held_out)]
+    return Parts(test, val, np.sort(np.concatenate([train, unlabeled])))
+
+
+def _check_given_groups(groups: np.ndarray, given: np.ndarray) -> None:
+    parts: dict[str, str] = {}
+    for group, part in zip(groups.tolist(), given.tolist(), strict=True):
+        if parts.setdefault(group, part) != part:
+            raise InvalidValueError(
+                f"The group {group!r} is in {parts[group]} and in {part}, as the data give the parts, and no group may "
+                "be in two. Correct the parts, or leave group out."
+            )
 
 
 def _number(size: Size, of: int) -> int:

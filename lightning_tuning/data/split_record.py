@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,12 @@ def record_split(trainer: Trainer, keys: Sequence[str], split: Split) -> None:
     folder = trainer.log_dir  # a broadcast: every rank has to ask
     if folder is None or not trainer.is_global_zero:
         return
-    for number in range(1, 1000):
+    for number in count(1):
+        path = Path(folder, "split.csv" if number == 1 else f"split-{number}.csv")
+        if not path.exists():
+            return save_split(path, keys, split)
         with suppress(InvalidValueError):  # it holds another split
-            return save_split(Path(folder, "split.csv" if number == 1 else f"split-{number}.csv"), keys, split)
+            return save_split(path, keys, split)
 
 
 def digests(keys: Iterable[str], split: Split) -> dict[str, str]:

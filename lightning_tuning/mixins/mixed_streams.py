@@ -84,8 +84,9 @@ class MixedStreamsMixin(UnlabeledMixin):
     def _log_precision(self, stem: str, guess: Tensor, unlabeled: Unlabeled) -> None:
         """Record how often a guess's likeliest class is the true one, where the batch tells."""
         if unlabeled.target is not None:
-            right = agreement(guess.argmax(dim=1), unlabeled.target)
-            self.log_term(f"{stem}_precision", right.float().mean())
+            right, known = agreement(guess.argmax(dim=1), unlabeled.target)
+            precision = right.sum() / known.sum().clamp(min=1)
+            self.log_term(f"{stem}_precision", precision, count=known.sum())
 
 
 def _described(x: Any) -> str:

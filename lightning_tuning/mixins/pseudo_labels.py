@@ -125,8 +125,8 @@ class PseudoLabelsMixin(UnlabeledMixin):
         weights, label = labels.weights, labels.label[kept]
         self.log_term(f"{stem}_share", weights.mean())
         if target is not None:
-            counted = (weights > 0).to(weights.dtype)
-            right = agreement(labels.probabilities.argmax(dim=1), target).to(weights.dtype)
+            right, known = (which.to(weights.dtype) for which in agreement(labels.probabilities.argmax(dim=1), target))
+            counted = (weights > 0).to(weights.dtype) * known
             precision = (right * counted).sum() / counted.sum().clamp(min=1)
             self.log_term(f"{stem}_precision", precision, count=counted.sum())
         loss = pseudo_label_loss(logits, label, weights[kept], weights.numel())

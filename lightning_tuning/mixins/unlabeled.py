@@ -27,7 +27,7 @@ class Unlabeled:
     index: Tensor | None
     """Each sample's id, ``[N]``."""
     target: Tensor | None
-    """The true class ids, where they are known, ``[N, ...]``. For what is logged alone."""
+    """The true class ids, where they are known, ``[N, ...]``, and below 0 elsewhere. For what is logged alone."""
 
     @property
     def weak(self) -> Any:
@@ -155,8 +155,10 @@ class Rider:
         return self.module(self.x) if self.logits is None else self.logits
 
 
-def agreement(label: Tensor, target: Tensor) -> Tensor:
-    """Which predicted class ids ``[N, ...]`` are the true ones of an unlabelled batch.
+def agreement(label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Which predicted class ids ``[N, ...]`` are the true ones of an unlabelled batch, and which true ones are known.
+
+    A true class below 0 is not known.
 
     Raises:
         InvalidValueError: The true ones are of another shape.
@@ -166,7 +168,7 @@ def agreement(label: Tensor, target: Tensor) -> Tensor:
             f"The true classes of an unlabelled batch are {list(target.shape)}, its predicted ones "
             f"{list(label.shape)}. Give class ids of that shape as its target, or none."
         )
-    return label == target
+    return label == target, target >= 0
 
 
 def has_streams(batch: Any) -> bool:
