@@ -9,9 +9,11 @@ from lightning_tuning.data import DigitsDataModule
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_no_seed(monkeypatch):
+def _one_thread_and_no_seed(monkeypatch, tmp_path_factory):
     torch.set_num_threads(1)
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    # Statistics of images are kept there, and must not go to the user's folder.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
