@@ -190,9 +190,7 @@ class ImageTableDataModule(EncodedImageDataModule):
         if missing:
             raise BadSampleError(
                 missing[0],
-                f"it does not exist, nor do {len(missing) - 1} others of the {len(paths)} that {self.path} names"
-                if len(missing) > 1
-                else f"it does not exist, but {self.path} names it",
+                f"it does not exist, as {len(missing)} of the {len(paths)} files that {self.path} names",
                 "Correct the paths or root, or write on_bad_sample='skip' to go without up to 1 %.",
             )
         return paths

@@ -179,7 +179,7 @@ def test_arguments(tmp_path, monkeypatch):
         ({"group": "("}, "group is '(', which is no regular expression: missing ), unterminated subpattern"),
         ({"group": "cat"}, "group is 'cat'; it needs a group in brackets, as in '(cat)_'."),
         ({"in_channels": 4}, "in_channels is 4; it must be 3 (colour) or 1 (grey)."),
-        ({"resize": "cut"}, "resize is 'cut'; it must be one of crop, squash, pad."),
+        ({"resize": "cut"}, "resize is 'cut'. It must be one of 'crop', 'squash', 'pad'."),
         ({"on_bad_sample": "skipp"}, "on_bad_sample is 'skipp'; did you mean 'skip'?"),
         ({"mean": [0.5]}, "mean is [0.5]; it must have 3 numbers, one for each channel."),
         ({"mean": [0.5] * 3}, "mean is [0.5, 0.5, 0.5] and std is None; give both or none."),
