@@ -7,9 +7,14 @@ import operator
 import os
 import zlib
 from collections.abc import Sequence
+from typing import overload
 
+import cv2
 import numpy as np
+import PIL
 
+from lightning_tuning.data.bad_samples import BadSampleError
+from lightning_tuning.data.image_files import ImageFiles
 from lightning_tuning.data.memory import in_words
 from lightning_tuning.data.pixel_blocks import Block, FileBlock, SharedBlock, read_only
 from lightning_tuning.errors import InvalidValueError
@@ -70,15 +75,34 @@ class PixelCache(Sequence[np.ndarray]):
             self._block = FileBlock(where, digest, num_images, num_bytes)
         self._compared = np.zeros(num_images, bool)  # by this process
 
+    @classmethod
+    def of_files(cls, files: ImageFiles, where: str | os.PathLike[str] = "ram") -> PixelCache:
+        """A cache of the images of files, which reads the header of each file first.
+
+        Args:
+            files: The images. Bad ones, and those above ``max_pixels``, get no room.
+            where: See :class:`PixelCache`. In a folder, a cache is used again as long as no file changes.
+        """
+        shapes = [_shape_of(files, index) for index in range(len(files))]
+        # Another release of a decoder may give other pixels.
+        decoders = [f"OpenCV {cv2.__version__}", f"Pillow {PIL.__version__}"]
+        return cls(files, shapes, where, "\n".join([*decoders, *map(files.identity, range(len(files)))]))
+
     def __len__(self) -> int:
         return len(self._shapes)
 
-    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
-        """The image, uint8 ``[H, W, C]``, which cannot be written to.
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        """The image, uint8 ``[H, W, C]``, which cannot be written to; of a slice, a list of them.
 
         Raises:
             BadSampleError: There is no usable image.
         """
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
         index = range(len(self))[operator.index(index)]
         shape = tuple(self._shapes[index].tolist())
         end = int(self._ends[index])
@@ -105,6 +129,14 @@ class PixelCache(Sequence[np.ndarray]):
 
     def __repr__(self) -> str:
         return f"PixelCache({self._block}: {self.report()})"
+
+
+def _shape_of(files: ImageFiles, index: int) -> tuple[int, int, int] | None:
+    try:
+        shape = files.shape(index)
+    except BadSampleError:
+        return None
+    return shape if shape[0] * shape[1] <= files.max_pixels else None
 
 
 def _checksum(pixels: np.ndarray) -> int:
