@@ -202,7 +202,7 @@ def files(tmp_path):
     (tmp_path / "5.png").write_bytes(b"<html>")
     (tmp_path / "6.png").write_bytes(jpeg(image(0))[:-2])
     (tmp_path / "7.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8), 2))
-    return ImageFiles([tmp_path / f"{index}.png" for index in range(9)], max_pixels=63)
+    return ImageFiles([tmp_path / f"{index}.png" for index in range(9)], max_pixels=5 * 7)
 
 
 def decoded(cache, monkeypatch):
