@@ -158,7 +158,11 @@ class ImageDataModule(KeyedDataModule, ABC):
         if isinstance(given, str):
             fill = self.ignore_index if masks else 0
             named = named_transforms(given, self.image_size, self.in_channels, self.flip, fill, argument)
-            return SeededPipeline([*self.to_size(given), *named], salt)
+            pipeline = SeededPipeline([*self.to_size(given), *named], salt)
+            if masks:  # which some refuse
+                blank = np.zeros((self.image_size, self.image_size, self.in_channels), np.uint8)
+                pipeline(blank, 0, blank[..., 0])
+            return pipeline
         for size in self.source_sizes():
             check_transforms(given, self.in_channels, self.image_size, size, masks, argument)
         return SeededPipeline(given, salt)

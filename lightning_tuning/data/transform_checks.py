@@ -15,6 +15,7 @@ from lightning_tuning.data.pipeline import SeededPipeline, Transform
 from lightning_tuning.errors import InvalidValueError
 
 _SEEDS = range(4)
+_NEAREST = (cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT)
 _CHAINS = (A.Compose, A.Sequential)
 _CHOICES = (A.OneOf, A.SomeOf, A.OneOrOther)
 _LEAVE_OUT = "Leave it out"
@@ -143,7 +144,7 @@ class _Check:
             self.refuse(
                 f"{name} makes of a mask {mask.dtype} {list(mask.shape)} {what}, where the image is {size}", _LEAVE_OUT
             )
-        if getattr(transform, "mask_interpolation", cv2.INTER_NEAREST) != cv2.INTER_NEAREST:
+        if getattr(transform, "mask_interpolation", cv2.INTER_NEAREST) not in _NEAREST:
             self.refuse(f"{name} interpolates between class ids", f"Give it mask_interpolation={cv2.INTER_NEAREST}")
 
     def _check_effect(self, name: str, transform: Any, image: np.ndarray, results: list[np.ndarray]) -> None:

@@ -57,7 +57,15 @@ def resized_crop(image_size: int, channels: int = 1, flip: bool = False, area: f
     """
     check_range("resized_crop's area", area, 0, 1, open_low=True)
     size = (image_size, image_size)
-    return [A.RandomResizedCrop(size=size, scale=(area, 1.0), area_for_downscale="image", p=1.0)]
+    return [
+        A.RandomResizedCrop(
+            size=size,
+            scale=(area, 1.0),
+            area_for_downscale="image",
+            mask_interpolation=cv2.INTER_NEAREST_EXACT,
+            p=1.0,
+        )
+    ]
 
 
 NAMED_TRANSFORMS: dict[str, Callable[..., Transforms]] = {
@@ -170,7 +178,12 @@ def evaluation_transforms(image_size: int, resize: str = "crop", fill_mask: int 
     """
     check_count("image_size", image_size, 4)
     check_choice("resize", resize, RESIZES)
-    shrink: dict[str, Any] = {"interpolation": cv2.INTER_LINEAR, "area_for_downscale": "image", "p": 1.0}
+    shrink: dict[str, Any] = {
+        "interpolation": cv2.INTER_LINEAR,
+        "mask_interpolation": cv2.INTER_NEAREST_EXACT,  # the other one is up to half a pixel off the image
+        "area_for_downscale": "image",
+        "p": 1.0,
+    }
     if resize == "squash":
         return [A.Resize(image_size, image_size, **shrink)]
     if resize == "pad":
