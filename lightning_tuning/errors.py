@@ -9,10 +9,19 @@ from numbers import Integral
 
 
 class TuningError(Exception):
-    """Base of the errors that the user can mend from the message alone."""
+    """Base of the errors that the user can mend from the message alone.
+
+    A ``DataLoader`` makes an error of a worker process anew from one text, the worker's traceback. Its last part is the
+    message.
+    """
 
     exit_code = 2
     """What the command line ends with."""
+
+    def __init__(self, *args: object) -> None:
+        if len(args) == 1 and "in DataLoader worker process" in str(args[0]):
+            args = (str(args[0]).strip().rpartition(f"{type(self).__name__}: ")[2],)
+        super().__init__(*args)
 
 
 class InvalidValueError(TuningError, ValueError):
