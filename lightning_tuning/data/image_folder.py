@@ -90,7 +90,9 @@ class ImageFolderDataModule(EncodedImageDataModule):
             labels = np.append(labels, np.full(len(found), -1))
         if not self.keys:  # told once
             _tell(others, "their names do not end like those of images")
-            _tell(_without_class([root, *{folder.parent for _, folder in class_folders}]), "they are in no class folder")
+            _tell(
+                _without_class([root, *{folder.parent for _, folder in class_folders}]), "they are in no class folder"
+            )
         self.given_parts = np.array(parts) if given else None
         self.keys = [path.relative_to(root).as_posix() for path in files]
         self.groups = self._groups(self.keys)

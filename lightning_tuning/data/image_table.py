@@ -124,7 +124,9 @@ class ImageTableDataModule(EncodedImageDataModule):
         else:
             some = {self.target[0]: [field for field in fields if field.strip()]}
             if not known.any():
-                raise InvalidValueError(f"{self.path}: {self.target[0]!r} is empty in all rows; some must have a label.")
+                raise InvalidValueError(
+                    f"{self.path}: {self.target[0]!r} is empty in all rows; some must have a label."
+                )
             labels = np.full(len(fields), -1)
             labels[known], names = read_targets(some, self.task, self.path)
         self._check_parts(labels, names)

@@ -44,7 +44,9 @@ def test_a_folder_for_each_class(tmp_path):
     assert [len(names(data, part)) for part in ("train", "val", "test")] == [21, 3, 6]
     # Each picture comes with its own class, in every part.
     true_class = {**dict.fromkeys(range(10), 0), **dict.fromkeys(range(20, 30), 1), **dict.fromkeys(range(50, 60), 2)}
-    seen = [pair for part in ("plain_train", "val", "test") for pair in shown(data, getattr(data, f"{part}_dataloader")())]
+    seen = [
+        pair for part in ("plain_train", "val", "test") for pair in shown(data, getattr(data, f"{part}_dataloader")())
+    ]
     assert sorted(seen) == sorted(true_class.items())
     trained = shown(data, data.train_dataloader())
     assert len(trained) == 22  # 11 full batches
@@ -100,7 +102,7 @@ def test_other_files_are_told_of_once(tmp_path):
         write(tmp_path / stray, picture(9))
     (tmp_path / "readme.md").write_text("about")
     data = ImageFolderDataModule(str(tmp_path), image_size=8)
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="are left out") as told:
         data.setup()
     assert [str(warning.message) for warning in told] == [
         f"2 files are left out, as their names do not end like those of images, such as {tmp_path}/train/a/notes.txt.",
@@ -114,7 +116,12 @@ def test_other_files_are_told_of_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("train", "val", "test"),
-    [("train", "val", "test"), ("Training", "validation", "TEST"), ("train", "valid", None), ("train", None, "testing")],
+    [
+        ("train", "val", "test"),
+        ("Training", "validation", "TEST"),
+        ("train", "valid", None),
+        ("train", None, "testing"),
+    ],
 )
 def test_given_parts(tmp_path, train, val, test):
     numbers = {"train": range(20), "val": range(20, 28), "test": range(30, 36)}
@@ -148,7 +155,10 @@ def test_fewer_of_a_given_part(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "{root} holds no folder. There must be one for each class, as in {root}/cats/1.jpg, or train and test with"),
+        (
+            [],
+            "{root} holds no folder. There must be one for each class, as in {root}/cats/1.jpg, or train and test with",
+        ),
         (["1.png"], "{root} holds no folder."),
         (["a/1.png", "b/1.txt"], "The class folder {root}/b holds no image; their names end in bmp, gif, jfif, jpe"),
         (["train/a/1.png", "val/b/1.png", "val/a/1.png"], "{root}: training has no image of 'b', but val or test has."),
@@ -197,7 +207,9 @@ def test_groups_by_a_regular_expression(tmp_path):
         for image in range(4):
             write(tmp_path / ("sick" if image % 2 else "well") / f"patient{patient}_{image}.png", picture(patient))
     data = folder(tmp_path, group=r"patient(\d+)_", val_size=0.25, test_size=0.25)
-    patients = [{n for n, _ in shown(data, getattr(data, f"{part}_dataloader")())} for part in ("plain_train", "val", "test")]
+    patients = [
+        {n for n, _ in shown(data, getattr(data, f"{part}_dataloader")())} for part in ("plain_train", "val", "test")
+    ]
     assert [len(part) for part in patients] == [6, 3, 3]
     assert set.union(*patients) == {*range(12)}
     for bad, example in ((r"patient(\d{2})_", "sick/patient0_1.png"), (r"patient(1)?", "sick/patient0_1.png")):
@@ -369,7 +381,9 @@ def test_one_channel(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "1.jpg").write_bytes(jpeg(quality=100, subsampling=0))
     write(tmp_path / "b" / "1.png", RGB[..., 1])
-    data = folder(tmp_path, in_channels=1, val_size=0, test_size=0, image_size=8, mean=[0.0], std=[1.0], resize="squash")
+    data = folder(
+        tmp_path, in_channels=1, val_size=0, test_size=0, image_size=8, mean=[0.0], std=[1.0], resize="squash"
+    )
     assert data.images[0].shape == (16, 24, 1)
     np.testing.assert_allclose(data.images[0][..., 0], RGB @ [0.299, 0.587, 0.114], atol=3)
     assert (data.images[1][..., 0] == RGB[..., 1]).all()

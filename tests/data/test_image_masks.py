@@ -53,7 +53,16 @@ def pixels(x):
 @pytest.mark.parametrize("resize", ["crop", "pad"])
 @pytest.mark.parametrize(
     "augment",
-    ["none", "weak", "strong", "randaugment", "randaugment(n=3, m=20)", "trivialaugment", "resized_crop", "weak + strong"],
+    [
+        "none",
+        "weak",
+        "strong",
+        "randaugment",
+        "randaugment(n=3, m=20)",
+        "trivialaugment",
+        "resized_crop",
+        "weak + strong",
+    ],
 )
 def test_masks_move_with_their_images(table, augment, resize, flip):
     """Within what the mask calls one class, or none, the image is of one colour, whatever became of that colour.
@@ -61,7 +70,9 @@ def test_masks_move_with_their_images(table, augment, resize, flip):
     Where several operations come one after the other, what one of them pads may be recoloured by the next.
     """
     several = any(sign in augment for sign in ("strong", "randaugment"))
-    data = table([(COLOURS[REGIONS], REGIONS)])(augment=augment, resize=resize, flip=flip, batch_size=40, steps_per_epoch=1)
+    data = table([(COLOURS[REGIONS], REGIONS)])(
+        augment=augment, resize=resize, flip=flip, batch_size=40, steps_per_epoch=1
+    )
     (x, y), *_ = data.train_dataloader()
     assert (y.dtype, y.shape) == (torch.int64, (40, 32, 32))
     assert {*y.unique().tolist()} <= {0, 1, 2, 255}

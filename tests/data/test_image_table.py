@@ -50,7 +50,9 @@ def everything(data):
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
 def test_classes(table, name):
-    data = table([(f"in/{n:02d}", ["dog", "cat", "emu"][n % 3]) for n in range(30)], name=name)(val_size=3, test_size=0.2)
+    data = table([(f"in/{n:02d}", ["dog", "cat", "emu"][n % 3]) for n in range(30)], name=name)(
+        val_size=3, test_size=0.2
+    )
     assert data.class_names == ("cat", "dog", "emu")
     assert (data.num_classes, data.task) == (3, "multiclass")
     assert data.keys[:2] == ["in/00.png", "in/01.png"]
@@ -72,7 +74,9 @@ def test_classes_in_a_given_order(table):
 
 def test_several_labels(table):
     rows = [(f"{n}", n % 2, int(n % 3 == 0), n // 6 % 2) for n in range(24)]
-    data = table(rows, "image,red,round,ripe")(task="multilabel", target=["red", "ripe", "round"], val_size=4, test_size=4)
+    data = table(rows, "image,red,round,ripe")(
+        task="multilabel", target=["red", "ripe", "round"], val_size=4, test_size=4
+    )
     assert data.class_names == ("red", "ripe", "round")
     assert data.targets.dtype == torch.float32
     assert everything(data) == [(n, [n % 2, n // 6 % 2, float(n % 3 == 0)]) for n in range(24)]
@@ -107,8 +111,10 @@ def test_given_parts(table):
 def test_groups(table):
     rows = [(f"{n}", n % 2, f"p{n // 5}") for n in range(60)]
     data = table(rows, "image,label,who")(group="who", val_size=0.25, test_size=0.25)
-    of_each = [{n // 5 for n, _ in shown(data, loader)} for loader in
-               (data.plain_train_dataloader(), data.val_dataloader(), data.test_dataloader())]
+    of_each = [
+        {n // 5 for n, _ in shown(data, loader)}
+        for loader in (data.plain_train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    ]
     assert [len(part) for part in of_each] == [6, 3, 3]
     assert set.union(*of_each) == {*range(12)}
     rows = [(f"{n}", n % 2, f"p{n // 5}", "test" if n > 21 else "train") for n in range(60)]
@@ -178,7 +184,10 @@ def test_an_image_has_one_row(table, tmp_path, twin):
         file.write(f"{twin.format(root=tmp_path)},a\n")
     with pytest.raises(InvalidValueError) as raised:
         ImageTableDataModule(str(tmp_path / "t.csv")).setup()
-    assert str(raised.value) == f"{tmp_path}/t.csv: rows 2 and 3 are of the same image, '1.png'. Each image may have one row."
+    assert (
+        str(raised.value)
+        == f"{tmp_path}/t.csv: rows 2 and 3 are of the same image, '1.png'. Each image may have one row."
+    )
 
 
 def test_missing_files(table, tmp_path):
@@ -187,8 +196,8 @@ def test_missing_files(table, tmp_path):
     with pytest.raises(BadSampleError) as raised:
         data()
     assert str(raised.value) == (
-        f"{tmp_path}/7.png: it does not exist, as 1 of the 200 files that {tmp_path}/t.csv names. Correct the paths or root, or write "
-        "on_bad_sample='skip' to go without up to 1 %."
+        f"{tmp_path}/7.png: it does not exist, as 1 of the 200 files that {tmp_path}/t.csv names. Correct the "
+        "paths or root, or write on_bad_sample='skip' to go without up to 1 %."
     )
     (tmp_path / "9.png").unlink()
     with pytest.raises(BadSampleError, match="it does not exist, as 2 of the 200 files that"):
@@ -208,7 +217,10 @@ def test_missing_files(table, tmp_path):
     [
         ({"task": "multilable"}, "task is 'multilable'; did you mean 'multilabel'?"),
         ({"mask": "mask"}, "mask is 'mask', so classes is needed: the names of the classes, by class id."),
-        ({"mask": "m", "classes": ["a"], "unlabeled_batch_size": 2}, "unlabeled_batch_size is for labels, not for masks"),
+        (
+            {"mask": "m", "classes": ["a"], "unlabeled_batch_size": 2},
+            "unlabeled_batch_size is for labels, not for masks",
+        ),
         ({"classes": ["a", "b", "a"]}, "classes is ['a', 'b', 'a']; each name may stand there once."),
         ({"classes": ["a"], "task": "regression"}, "classes is for task='multiclass' and for masks, but task is 'regr"),
         (
@@ -234,7 +246,9 @@ def test_columns_that_are_not_there(table):
 
 
 def test_it_trains_is_saved_and_comes_back(table, tmp_path):
-    data = table([(f"{n}", n % 2, n // 2) for n in range(20)], "image,label,who")(setup=False, group="who", num_workers=0)
+    data = table([(f"{n}", n % 2, n // 2) for n in range(20)], "image,label,who")(
+        setup=False, group="who", num_workers=0
+    )
     runs = trainer(tmp_path, max_epochs=1)
     runs.fit(Watcher(), data)
     runs.save_checkpoint(tmp_path / "a.ckpt")

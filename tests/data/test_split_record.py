@@ -48,7 +48,10 @@ def test_it_stands_beside_the_metrics(animals, tmp_path):
         part = next(name for name in ("train", "val", "test") if index in getattr(data, f"{name}_indices"))
         expected[key] = [key, part, "yes" if part != "train" or index in data.labeled_indices else "no"]
     assert rows[1:] == [expected[key] for key in sorted(expected)]
-    assert sorted(expected) == [*(f"cats/{n:03d}.png" for n in range(10)), *(f"dogs/{n:03d}.png" for n in range(10, 20))]
+    assert sorted(expected) == [
+        *(f"cats/{n:03d}.png" for n in range(10)),
+        *(f"dogs/{n:03d}.png" for n in range(10, 20)),
+    ]
     assert sum(row[2] == "no" for row in rows[1:]) == 6
     assert runs.log_dir == str(tmp_path / "runs" / "version_0")
 
@@ -133,7 +136,9 @@ def test_a_split_of_other_data_is_refused(animals, tmp_path):
 
 @pytest.fixture
 def checkpoint(animals, tmp_path):
-    runs = fit(folder_data(animals), tmp_path, logger=False, callbacks=[ModelCheckpoint(tmp_path / "kept", filename="one")])
+    runs = fit(
+        folder_data(animals), tmp_path, logger=False, callbacks=[ModelCheckpoint(tmp_path / "kept", filename="one")]
+    )
     assert runs.global_step == 3
     return tmp_path / "kept" / "one.ckpt"
 
