@@ -25,7 +25,7 @@ from lightning_tuning import __version__, callbacks, data, mixins, modules  # no
 from lightning_tuning.cli_audit import COMMAND as AUDIT
 from lightning_tuning.cli_audit import HELP as AUDIT_HELP
 from lightning_tuning.cli_audit import audit_parser, run_audit
-from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, default_name
+from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, default_name, raised_by_constructor
 from lightning_tuning.cli_plot import COMMAND as PLOT
 from lightning_tuning.cli_plot import PlotConfig, plot_schedule
 from lightning_tuning.errors import InvalidValueError, TuningError
@@ -211,7 +211,7 @@ class TuningCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise _raised_by_constructor(error) from None
+            raise raised_by_constructor(error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
@@ -344,10 +344,3 @@ class TuningCLI(LightningCLI):
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _raised_by_constructor(error: BaseException) -> BaseException:
-    """The error that a class raised when it was made: jsonargparse wraps it in a list of the types it tried."""
-    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union subtypes"):
-        error = error.__cause__
-    return error

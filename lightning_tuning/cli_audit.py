@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, default_name
+from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, default_name, raised_by_constructor
 from lightning_tuning.data.audit import audit_samples, conclusion, find, save_sheet, summary, write_report
 from lightning_tuning.data.audit.collect import set_up
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
@@ -58,7 +58,12 @@ def run_audit(args: Sequence[str]) -> int:
     if config.seed_everything is not False:
         seed = None if config.seed_everything is True else config.seed_everything
         seed_everything(seed, workers=True, verbose=False)
-    init = parser.instantiate(config)
+    for unused in _OF_OTHER_COMMANDS:
+        config[unused] = None  # or its classes would be made
+    try:
+        init = parser.instantiate(config)
+    except ValueError as error:
+        raise raised_by_constructor(error) from None
     name = init.run.name or default_name(config.config, config.data.class_path)
     folder = new_run_folder(init.run.dir, name, f"-{COMMAND}") if config.out is None else _made(Path(config.out))
     try:

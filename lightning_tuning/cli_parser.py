@@ -80,6 +80,13 @@ def default_name(files: Iterable[Any] | None, class_path: str) -> str:
     return class_path.rpartition(".")[2]
 
 
+def raised_by_constructor(error: BaseException) -> BaseException:
+    """The error that a class raised when it was made: jsonargparse wraps it in a list of the types it tried."""
+    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union subtypes"):
+        error = error.__cause__
+    return error
+
+
 def explain(message: str, parser: ArgumentParser) -> str:
     """An error of jsonargparse without its inner workings, and with the nearest right name if one was misspelt.
 

@@ -20,6 +20,7 @@ _COLUMNS = 8
 _MOST_ROWS_OF_CLASSES = 10
 _THUMBNAIL = 112
 _CAPTION = 22
+_BACKGROUND = 235
 _SIDE, _GAP, _HEADING, _ROW = 1.25, 0.15, 0.25, 2.0
 """Of a cell, between cells, above a row, of a row: in inches."""
 
@@ -144,7 +145,7 @@ def _caption(audit: Audit, index: int) -> str:
 
 
 def _thumbnail(sample: Any, num_classes: int) -> np.ndarray:
-    """A white square with the image in its middle, coloured where a mask says so: uint8 ``[S, S]`` or ``[S, S, 3]``."""
+    """A light square with the image in its middle, coloured where a mask says so: uint8 ``[S, S]`` or ``[S, S, 3]``."""
     image, mask = sample if is_pair(sample) else (sample, None)
     size = [max(round(side * _THUMBNAIL / max(image.shape[:2])), 1) for side in image.shape[1::-1]]
     image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1)
@@ -154,7 +155,7 @@ def _thumbnail(sample: Any, num_classes: int) -> np.ndarray:
         mask = cv2.resize(mask.astype(np.float64), size, interpolation=cv2.INTER_NEAREST)[..., None]
         colours = _colours(num_classes)[np.clip(mask[..., 0], 0, num_classes - 1).astype(np.int64)]
         image = np.where(mask == IGNORED, image, image // 2 + colours // 2)
-    square = np.full((_THUMBNAIL, _THUMBNAIL, image.shape[2]), 255, np.uint8)
+    square = np.full((_THUMBNAIL, _THUMBNAIL, image.shape[2]), _BACKGROUND, np.uint8)
     top, left = ((_THUMBNAIL - side) // 2 for side in image.shape[:2])
     square[top : top + image.shape[0], left : left + image.shape[1]] = image
     return square if image.shape[2] == 3 else square[..., 0]
