@@ -38,23 +38,22 @@ def test_nothing_wrong(audit):
     assert printed.err == ""
 
 
-def test_neither_the_model_nor_the_callbacks_are_made(config):
-    model = "--model=tests.cli.toy.ToyModel"
-    args = ["audit", "--config", config, "--data=tests.cli.audit_data.Photographs"]
-    callbacks = "--trainer.callbacks=[{class_path: tests.cli.toy.ToyModel, init_args: {broken: true}}]"
-    assert main([*args, model, "--model.broken=true", callbacks]) == 0
+def test_neither_the_model_nor_the_callbacks_are_made(audit):
+    broken = "class_path: tests.cli.toy.ToyModel, init_args: {broken: true}"
+    Path("broken.yaml").write_text(f"model: {{{broken}}}\ntrainer: {{callbacks: [{{{broken}}}]}}\n")
+    assert audit("--config", "broken.yaml")[0] == 0
 
 
 def test_a_bad_sample(audit):
     code, printed, folder = audit("--data.bad=7", "--run.name=mine")
     assert code == 1
     assert folder.parent == Path("runs/mine")
-    assert "error: 1 sample cannot be read: 7: it is empty. Mend or remove them" in printed.out
+    assert "error: 1 sample cannot be used: 7: a.png: it is empty. Mend or remove them" in printed.out
     assert printed.out.splitlines()[-1] == f"audit: 1 of 20 samples is bad; see {folder}/audit.csv"
     with open(folder / "audit.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["key"] for row in rows if row["status"] == "error"] == ["7"]
-    assert rows[7]["reason"] == "it is empty. Copy it again."
+    assert rows[7]["reason"] == "a.png: it is empty. Copy it again."
 
 
 def test_a_warning_is_no_failure(audit):

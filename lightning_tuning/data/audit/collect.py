@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from lightning_tuning.data.audit.copies import copy_faults, copy_groups
-from lightning_tuning.data.audit.faults import KINDS, Fault, Severity
+from lightning_tuning.data.audit.faults import KINDS, NO_LABEL, Fault, Severity
 from lightning_tuning.data.audit.look import Look, look_at
 from lightning_tuning.data.bad_samples import BadSampleError
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 
 PARTS = ("train", "val", "test")
-NO_LABEL = -1
-"""The class id of a training sample that has none."""
 _SECONDS_BEFORE_BAR = 2.0
 
 
@@ -106,7 +105,7 @@ def audit_samples(datamodule: KeyedDataModule, progress: bool = False) -> Audit:
     pixels = None
     indices = range(count)
     for index in tqdm(indices, "audit", leave=False, delay=_SECONDS_BEFORE_BAR, disable=None if progress else True):
-        look = _read(datamodule.samples, index, classes)
+        look = _read(datamodule, index)
         if isinstance(look, Fault):
             faults[index].append(look)
             continue
@@ -132,10 +131,12 @@ def audit_samples(datamodule: KeyedDataModule, progress: bool = False) -> Audit:
 
 
 def set_up(datamodule: KeyedDataModule) -> None:
-    """Load and split the samples as ``setup`` does, without fitting anything to them: that would read bad ones.
+    """Load and split the samples as ``setup`` does, but neither fit anything to them nor stop at a bad one.
 
     The datamodule can be audited then, but makes no batches.
     """
+    if hasattr(datamodule, "on_bad_sample"):
+        datamodule.on_bad_sample = "skip"
     datamodule.prepare_data()
     datamodule.prepare_views = lambda: None  # type: ignore[method-assign]
     datamodule.setup("fit")
@@ -177,10 +178,17 @@ def label_text(label: Any) -> str:
     return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in np.ravel(label).tolist())
 
 
-def _read(samples: Any, index: int, num_classes: int) -> Look | Fault:
+def _read(datamodule: KeyedDataModule, index: int) -> Look | Fault:
     try:
-        return look_at(samples[index], num_classes)
+        return look_at(datamodule.samples[index], datamodule.num_classes, ignored_in_masks(datamodule))
     except BadSampleError as error:
-        return Fault("unreadable", f"{error.reason}. {error.remedy}".rstrip())
+        path, key = Path(error.path).as_posix(), datamodule.keys[index]
+        place = "" if path == key or path.endswith(f"/{key}") or not error.path else f"{error.path}: "
+        return Fault("unreadable", f"{place}{error.reason}. {error.remedy}".rstrip())
     except Exception as error:  # what a reader of the user's own raises; the others are wanted all the same
         return Fault("unreadable", f"reading it raised {type(error).__name__}: {error}")
+
+
+def ignored_in_masks(datamodule: KeyedDataModule) -> int:
+    """The class id of pixels without a class."""
+    return getattr(datamodule, "ignore_index", 255)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lightning_tuning.data.audit.faults import Fault
+from lightning_tuning.data.audit.faults import NO_LABEL, Fault
 
 _NAMED = 2
 
@@ -53,7 +53,8 @@ def copy_faults(
     Args:
         groups: Of :func:`copy_groups`, ``[N]``.
         parts: The part of each sample; -1: it is in none, and nothing is wrong with it, ``[N]``.
-        labels: What equal samples must agree in, ``[N, ...]``. None: they need not.
+        labels: What equal samples must agree in, class ids ``[N]``, of which -1 is none, or multi-hot labels
+            ``[N, K]``. None: they need not.
         masks: Hashes of the masks, ``[N, 2]``.
         keys: Name of each sample.
     """
@@ -62,7 +63,9 @@ def copy_faults(
         here = np.unique(parts[members])
         elsewhere = {part: _named(members[parts[members] != part], keys) for part in here.tolist()}
         differ = len(np.unique(masks[members], axis=0)) > 1
-        differ |= labels is not None and len(np.unique(labels[members], axis=0)) > 1
+        if labels is not None:
+            given = labels[members]
+            differ |= len(np.unique(given[given != NO_LABEL] if given.ndim == 1 else given, axis=0)) > 1
         first = members[: _NAMED + 1]
         for index in members.tolist():
             if len(here) > 1:

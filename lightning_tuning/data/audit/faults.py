@@ -38,8 +38,8 @@ class Fault(NamedTuple):
 KINDS = {
     "unreadable": Kind(
         "error",
-        "cannot be read",
-        "cannot be read",
+        "cannot be used",
+        "cannot be used",
         "Mend or remove them: audit.csv says what is wrong with each and what helps.",
     ),
     "not_finite": Kind(
@@ -53,7 +53,7 @@ KINDS = {
         "error",
         "has a mask that does not fit",
         "have a mask that does not fit",
-        "Give each pixel a class id below num_classes, or 255, which is left out of the loss.",
+        "Give each pixel a class id below num_classes, or the one that is ignored.",
     ),
     "leak": Kind(
         "error",
@@ -90,3 +90,5 @@ KINDS = {
 """Worst first."""
 NARROW = 4
 """The ratio of an image's sides above which it is ``narrow``."""
+NO_LABEL = -1
+"""The class id of a training sample that has none."""

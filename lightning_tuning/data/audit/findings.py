@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lightning_tuning.data.audit.collect import PARTS, Audit
@@ -36,23 +36,17 @@ def shown(text: str) -> str:
 
     Example:
         >>> shown("a\\nb" + 80 * "x")
-        'a\\\\nbxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxx'
+        'a\\\\nbxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxx'
     """
     text = text if text.isprintable() else repr(text)[1:-1]
     half = (_LONGEST - 3) // 2
     return text if len(text) <= _LONGEST else f"{text[:half]}...{text[-half:]}"
 
 
-def listed(names: Iterable[str], most: int = _NAMED) -> str:
-    """The first of several names, and how many more there are.
-
-    Example:
-        >>> listed(["a", "b", "c", "d", "e"])
-        'a, b, c and 2 more'
-    """
-    names = [*names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(shown, names[:most])) + more
+def _first(texts: Sequence[str], separator: str = ", ") -> str:
+    """The first of several texts, and how many more there are."""
+    more = len(texts) - _NAMED
+    return separator.join(texts[:_NAMED]) + (f"{separator.strip(', ')} and {more} more" if more > 0 else "")
 
 
 def _of_kind(audit: Audit, name: str, kind: Kind) -> Finding | None:
@@ -61,12 +55,11 @@ def _of_kind(audit: Audit, name: str, kind: Kind) -> Finding | None:
         return None
     count = f"1 sample {kind.one}" if len(indices) == 1 else f"{len(indices)} samples {kind.many}"
     if name == "leak":
-        examples = listed(_copies(audit, indices))
+        examples = _first(_copies(audit, indices))
     elif KINDS[name].severity == "error":
-        examples = "; ".join(f"{shown(audit.keys[i])}: {shown(_reason(audit, i, name))}" for i in indices[:_NAMED])
-        examples += f"; and {len(indices) - _NAMED} more" if len(indices) > _NAMED else ""
+        examples = _first([f"{shown(audit.keys[i])}: {shown(_reason(audit, i, name))}" for i in indices], "; ")
     else:
-        examples = listed(audit.keys[i] for i in indices)
+        examples = _first([shown(audit.keys[i]) for i in indices])
     return Finding(kind.severity, f"{count}: {examples}. {kind.remedy}")
 
 
@@ -91,7 +84,7 @@ def _empty_classes(audit: Audit) -> list[Finding]:
     what = "samples" if audit.pixels is None else "pixels"
     findings = []
     for part, name in enumerate(PARTS):
-        empty = [audit.class_names[k] for k in (counts[part] == 0).nonzero()[0].tolist()]
+        empty = [shown(audit.class_names[k]) for k in (counts[part] == 0).nonzero()[0].tolist()]
         if not empty or not (audit.parts == part).any():
             continue
         have = f"1 class has no usable {what}" if len(empty) == 1 else f"{len(empty)} classes have no usable {what}"
@@ -100,6 +93,6 @@ def _empty_classes(audit: Audit) -> list[Finding]:
         else:
             remedy = f"Nothing is measured there: make {name} larger, or add some."
         findings.append(
-            Finding("error" if name == "train" else "warning", f"{have} in {name}: {listed(empty)}. {remedy}")
+            Finding("error" if name == "train" else "warning", f"{have} in {name}: {_first(empty)}. {remedy}")
         )
     return findings

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from lightning_tuning.data.audit.faults import NARROW, Fault
 
-IGNORED = 255
-"""What a pixel of a mask is that belongs to no class."""
-
 
 class Look(NamedTuple):
     """What is kept of one sample.
@@ -33,13 +30,14 @@ class Look(NamedTuple):
     pixels: np.ndarray | None
 
 
-def look_at(sample: Any, num_classes: int) -> Look:
+def look_at(sample: Any, num_classes: int, ignored: int = 255) -> Look:
     """Look at one sample as it was read.
 
     Args:
         sample: An image ``[H, W, C]``, such an image and its mask ``[H, W]``, a vector, a text, or anything else, which
             is then only hashed.
         num_classes: Number of classes that a mask may hold.
+        ignored: What a pixel of a mask is that belongs to no class.
 
     Example:
         >>> look_at(np.array([0.5, np.nan, np.inf]), 2).faults
@@ -59,7 +57,7 @@ def look_at(sample: Any, num_classes: int) -> Look:
         faults += _image_faults(content)
     pixels = None
     if mask is not None:
-        pixels, mask_faults = _in_mask(mask, num_classes, size)
+        pixels, mask_faults = _in_mask(mask, num_classes, ignored, size)
         faults += mask_faults
     return Look(digest(content), bytes(16) if mask is None else digest(mask), size, faults, pixels)
 
@@ -115,15 +113,15 @@ def _image_faults(image: np.ndarray) -> list[Fault]:
     return faults
 
 
-def _in_mask(mask: np.ndarray, num_classes: int, size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
+def _in_mask(mask: np.ndarray, num_classes: int, ignored: int, size: tuple[int, int]) -> tuple[np.ndarray, list[Fault]]:
     """How often each class comes, ``[K]``, and what is wrong with the mask."""
     known = (mask >= 0) & (mask < num_classes)
     faults = []
     if mask.shape != size:
         sizes = [f"{width} x {height}" for height, width in (mask.shape, size)]
         faults.append(Fault("mask", f"its mask is {sizes[0]} pixels, the image {sizes[1]}"))
-    strange = np.unique(mask[~known & (mask != IGNORED)])
+    strange = np.unique(mask[~known & (mask != ignored)])
     if len(strange):
         ids = ", ".join(map(str, strange[:5].tolist())) + (", ..." if len(strange) > 5 else "")
-        faults.append(Fault("mask", f"its mask holds {ids}; class ids are 0 to {num_classes - 1}, and {IGNORED}"))
+        faults.append(Fault("mask", f"its mask holds {ids}; class ids are 0 to {num_classes - 1}, and {ignored}"))
     return np.bincount(mask[known].astype(np.int64), minlength=num_classes), faults

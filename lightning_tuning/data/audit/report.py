@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_tuning.data.audit.collect import NO_LABEL, PARTS, Audit, label_text
+from lightning_tuning.data.audit.collect import PARTS, Audit, label_text
+from lightning_tuning.data.audit.faults import NO_LABEL
 from lightning_tuning.data.audit.findings import find, shown
 
 COLUMNS = ("key", "part", "label", "status", "reason", "height", "width", "duplicates")

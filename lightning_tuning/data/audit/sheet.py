@@ -13,7 +13,7 @@ import numpy as np
 from lightning_tuning.data.audit.collect import PARTS, Audit
 from lightning_tuning.data.audit.copies import members_of
 from lightning_tuning.data.audit.findings import shown
-from lightning_tuning.data.audit.look import IGNORED, is_pair
+from lightning_tuning.data.audit.look import is_pair
 from lightning_tuning.data.audit.report import label_of
 
 _COLUMNS = 8
@@ -137,11 +137,12 @@ def _some_of_each(audit: Audit, images: np.ndarray) -> Iterator[Row]:
 
 
 def _caption(audit: Audit, index: int) -> str:
+    """The end of the name in at most two lines, part and size, and the label."""
     part, (height, width) = int(audit.parts[index]), audit.sizes[index].tolist()
     key, label = shown(audit.keys[index]), shown(label_of(audit, index))
-    lines = [key if len(key) <= _CAPTION else f"...{key[3 - _CAPTION :]}"]
-    lines.append(f"{PARTS[part] if part >= 0 else 'in no part'}, {width} x {height}")
-    return "\n".join([*lines, label[:_CAPTION]] if label else lines)
+    end = key if len(key) <= 2 * _CAPTION else f"...{key[3 - 2 * _CAPTION :]}"
+    lines = [end[:_CAPTION], end[_CAPTION:], f"{PARTS[part] if part >= 0 else 'in no part'}, {width} x {height}"]
+    return "\n".join(line for line in [*lines, label[:_CAPTION]] if line)
 
 
 def _thumbnail(sample: Any, num_classes: int) -> np.ndarray:
@@ -154,7 +155,7 @@ def _thumbnail(sample: Any, num_classes: int) -> np.ndarray:
     if mask is not None:
         mask = cv2.resize(mask.astype(np.float64), size, interpolation=cv2.INTER_NEAREST)[..., None]
         colours = _colours(num_classes)[np.clip(mask[..., 0], 0, num_classes - 1).astype(np.int64)]
-        image = np.where(mask == IGNORED, image, image // 2 + colours // 2)
+        image = np.where(mask < num_classes, image // 2 + colours // 2, image)
     square = np.full((_THUMBNAIL, _THUMBNAIL, image.shape[2]), _BACKGROUND, np.uint8)
     top, left = ((_THUMBNAIL - side) // 2 for side in image.shape[:2])
     square[top : top + image.shape[0], left : left + image.shape[1]] = image

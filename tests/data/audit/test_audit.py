@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from lightning_tuning.data import BadSampleError, DigitsDataModule, TableDataModule, TextDataModule
-from lightning_tuning.data.audit import audit_samples, conclusion, find, summary, write_report
-from lightning_tuning.data.audit.collect import set_up
+from lightning_tuning.data.audit import audit_samples, conclusion, find, set_up, summary, write_report
 from tests.data.audit.fakes import Given, Samples, noise, photographs
 
 
@@ -79,7 +78,7 @@ def test_the_summary_is_short_and_worst_first(tmp_path):
     assert lines[0] == "24 samples: train 16, val 4, test 4."
     kinds = [line.partition(": ")[0] for line in lines[1:8]]
     assert kinds == ["error"] * 3 + ["warning"] * 4
-    assert lines[1].startswith("error: 3 samples cannot be read: 1.png: it is truncated; 2.png: reading it raised")
+    assert lines[1].startswith("error: 3 samples cannot be used: 1.png: it is truncated; 2.png: reading it raised")
     assert lines[3].startswith("error: 2 samples are in two parts: 3.png (train) = 17.png (val). What is measured")
     assert lines[-1] == "Images: height 9 to 43, width 9 to 50, width to height 0.70 to 5.00."
     assert conclusion(audit, tmp_path) == (
@@ -184,6 +183,15 @@ def test_masks():
     assert any(line.startswith("train: 3 classes, from 0.00% of the pixels (ship)") for line in summary(audit))
     if expected[0][0] > expected[0][1]:
         assert any(f"{share:.2%} of the pixels (sky)." in line for line in summary(audit))
+
+
+def test_the_class_id_that_masks_ignore_is_the_datamodules():
+    mask = np.zeros((8, 8), np.int64)
+    mask[0] = 7
+    datamodule = Given([(noise(0), mask)], [0], "t", "segmentation")
+    assert kinds(audited(datamodule)) == {0: {"mask"}}
+    datamodule.ignore_index = 7
+    assert kinds(audited(datamodule)) == {}
 
 
 def test_equal_texts_and_empty_ones(tmp_path):

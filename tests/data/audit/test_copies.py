@@ -60,6 +60,12 @@ def test_labels_that_differ():
     assert faults([1, 1], [0, 0], masks=np.array([[0, 0], [0, 5]], np.uint64))[0] == one
 
 
+def test_a_sample_without_a_label_contradicts_none():
+    kinds = {index: kind for (index, kind), _ in faults([1, 1], [0, 0], [-1, 4])[0].items()}
+    assert kinds == {0: "copy", 1: "copy"}
+    assert (2, "contradiction") in faults([1, 1, 1], [0, 0, 0], [3, -1, 4])[0]
+
+
 def test_many_equal_samples_are_named_briefly():
     _, reasons = faults([1] * 5, [0] * 5)
     assert reasons[0] == "it is equal to k1, k2 and 2 more"

@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_tuning.data.audit import audit_samples, save_sheet
-from lightning_tuning.data.audit.collect import set_up
+from lightning_tuning.data.audit import audit_samples, save_sheet, set_up
 from lightning_tuning.data.audit.sheet import choose_rows
 from tests.data.audit.fakes import Given, Samples, noise, photographs
 
