@@ -1,5 +1,7 @@
 """Data for the audit that can be named on the command line."""
 
+from pathlib import Path
+
 import numpy as np
 
 from lightning_tuning.data import BadSampleError, ImageDataModule
@@ -32,3 +34,14 @@ class Photographs(ImageDataModule):
             images[2][:] = 9
         bad = {} if self.bad is None else {self.bad: BadSampleError("a.png", "it is empty", "Copy it again.")}
         return Samples(images, bad), np.arange(20) % 2
+
+
+class Noticed:
+    """Leaves a file in the working folder when it is made.
+
+    Args:
+        name: Of the file.
+    """
+
+    def __init__(self, name: str = "made") -> None:
+        Path(name).touch()

@@ -39,9 +39,10 @@ def test_nothing_wrong(audit):
 
 
 def test_neither_the_model_nor_the_callbacks_are_made(audit):
-    broken = "class_path: tests.cli.toy.ToyModel, init_args: {broken: true}"
-    Path("broken.yaml").write_text(f"model: {{{broken}}}\ntrainer: {{callbacks: [{{{broken}}}]}}\n")
-    assert audit("--config", "broken.yaml")[0] == 0
+    made = "{class_path: tests.cli.audit_data.Noticed, init_args: {name: %s}}"
+    Path("other.yaml").write_text(f"model: {made % 'model'}\ntrainer: {{callbacks: [{made % 'callback'}]}}\n")
+    assert audit("--config", "other.yaml")[0] == 0
+    assert {path.name for path in Path().iterdir()} == {"recipes", "runs", "other.yaml"}
 
 
 def test_a_bad_sample(audit):
