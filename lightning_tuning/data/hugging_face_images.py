@@ -1,0 +1,68 @@
+"""Images in a column of a dataset of the Hugging Face library `datasets`, each read when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_tuning.data.bad_samples import BadSampleError
+from lightning_tuning.data.decode import MAX_PIXELS, decode_image, read_image
+from lightning_tuning.data.image_pixels import over_white, with_channels
+
+
+class HuggingFaceImages(Sequence[np.ndarray]):
+    """The images of a column: ``images[index]`` is uint8 ``[H, W, channels]``.
+
+    Args:
+        rows: The dataset, in which images of files are not decoded and arrays are arrays of numpy.
+        column: The column of the images.
+        name: What messages call the dataset.
+        channels: 3 for RGB, 1 for grey.
+        max_pixels: The largest height times width that is decoded.
+    """
+
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], column: str, name: str, channels: int = 3, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.rows = rows
+        self.column = column
+        self.name = name
+        self.channels = channels
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        """Read and decode one image.
+
+        Raises:
+            BadSampleError: It is missing or bad, or is no image.
+        """
+        stored = self.rows[index][self.column]
+        name = f"{self.name}/{index}"
+        if isinstance(stored, dict):
+            if stored["bytes"] is None and stored["path"]:
+                return read_image(stored["path"], self.channels, max_pixels=self.max_pixels)
+            stored = stored["bytes"]
+        if stored is None:
+            raise BadSampleError(name, "it is None", "Take the row out of the dataset.")
+        if isinstance(stored, bytes):
+            return decode_image(stored, name, self.channels, max_pixels=self.max_pixels)
+        return self._of_array(np.asarray(stored), name)
+
+    def _of_array(self, pixels: np.ndarray, name: str) -> np.ndarray:
+        is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 2, 3, 4))
+        if pixels.dtype.kind not in "iu" or not is_image or not pixels.size:
+            raise BadSampleError(
+                name,
+                f"it is {pixels.dtype} {list(pixels.shape)}",
+                "It must be integers [H, W] or [H, W, C] with 1 to 4 channels.",
+            )
+        low, high = pixels.min(), pixels.max()
+        if low < 0 or high > 255:
+            raise BadSampleError(name, f"its values are from {low} to {high}", "They must be from 0 to 255.")
+        pixels = pixels.reshape(*pixels.shape[:2], -1).astype(np.uint8)
+        return np.ascontiguousarray(with_channels(over_white(pixels), self.channels))
