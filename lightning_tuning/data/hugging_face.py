@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch.utils.data import ConcatDataset
 
 from lightning_tuning.data.encoded_images import EncodedImageDataModule
 from lightning_tuning.data.fields import as_field
@@ -17,7 +15,8 @@ from lightning_tuning.data.targets import TASKS
 from lightning_tuning.data.typed_targets import read_typed_targets
 from lightning_tuning.errors import InvalidValueError, check_choice, did_you_mean
 
-_SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
+_SAVED = ("dataset_dict.json", "state.json")
+"""What `save_to_disk` writes into its folder: the one for several splits, the other for one."""
 
 
 class HuggingFaceDataModule(EncodedImageDataModule):
@@ -72,8 +71,13 @@ class HuggingFaceDataModule(EncodedImageDataModule):
         self.target = [target] if isinstance(target, str) else list(target)
         self.task = task
         self.group = group
+        columns = [image, *self._columns]
+        if not self.target or len({*columns}) < len(columns):
+            raise InvalidValueError(
+                f"image is {image!r}, target {target!r} and group {group!r}; they must be different columns."
+            )
 
-    def load(self) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    def load(self) -> tuple[HuggingFaceImages, np.ndarray]:
         """The images, and the targets of the same rows."""
         library = _library()
         wanted = {"train": self.split, "val": self.val_split, "test": self.test_split}
@@ -82,7 +86,7 @@ class HuggingFaceDataModule(EncodedImageDataModule):
             raise InvalidValueError(f"split, val_split and test_split are {[*wanted.values()]}; they must differ.")
         tables = {split: self._table(library, split) for split in splits.values()}
         lengths = [len(table) for table in tables.values()]
-        self.given_parts = np.repeat([*splits], lengths)
+        self.given_parts = parts = np.repeat([*splits], lengths)
         self.keys = [f"{split}/{row}" for split, table in tables.items() for row in range(len(table))]
         columns = {name: _values(tables, name) for name in self._columns}
         self.groups = None
@@ -93,9 +97,9 @@ class HuggingFaceDataModule(EncodedImageDataModule):
         names = getattr(getattr(feature, "feature", feature), "names", None)  # of a list, or itself
         labels, self.class_names = read_typed_targets(columns, self.task, self.path, names)
         self.num_classes = len(self.class_names)
-        self._check_held_out(labels)
-        images = [self._images(library, table, f"{self.path}/{split}") for split, table in tables.items()]
-        return ConcatDataset(images), labels  # type: ignore[return-value,arg-type]
+        self._check_known(labels, parts)
+        images = {f"{self.path}/{split}": self._images(library, table) for split, table in tables.items()}
+        return HuggingFaceImages(images, self.image, self.in_channels), labels
 
     @property
     def _columns(self) -> list[str]:
@@ -104,6 +108,8 @@ class HuggingFaceDataModule(EncodedImageDataModule):
     def _table(self, library: Any, split: str) -> Any:
         """One split, with the columns that are needed."""
         table = self._load(library, split).with_format(None)
+        if not len(table):
+            raise InvalidValueError(f"{self.path}, split {split!r}, has no rows.")
         for column in (self.image, *self._columns):
             if column not in table.features:
                 raise InvalidValueError(
@@ -114,46 +120,47 @@ class HuggingFaceDataModule(EncodedImageDataModule):
 
     def _load(self, library: Any, split: str) -> Any:
         is_saved = any(Path(self.path, file).is_file() for file in _SAVED)
+        if is_saved and self.name is not None:
+            raise InvalidValueError(
+                f"name is {self.name!r}, but {self.path} was saved to disk, without configurations. Leave it out."
+            )
         try:
             if not is_saved:
                 return library.load_dataset(self.path, self.name, split=split)
             saved = library.load_from_disk(self.path)
         except (OSError, ValueError, library.exceptions.DatasetsError) as error:
-            raise InvalidValueError(
-                f"The dataset {self.path!r} cannot be loaded: {' '.join(str(error).split())}"
-            ) from None
-        if self.name is not None:
-            raise InvalidValueError(
-                f"name is {self.name!r}, but {self.path} was saved to disk, without configurations."
-            )
+            reason = " ".join(str(error).split())
+            raise InvalidValueError(f"The dataset {self.path!r} cannot be loaded: {reason}") from None
         saved = saved if isinstance(saved, dict) else {"train": saved}
         if split not in saved:
             raise InvalidValueError(f"{self.path} has no split {split!r}; it has {', '.join(map(repr, saved))}.")
         return saved[split]
 
-    def _images(self, library: Any, table: Any, name: str) -> HuggingFaceImages:
+    def _images(self, library: Any, table: Any) -> Any:
+        """The column of the images, not decoded."""
         feature = table.features[self.image]
         rows = table.select_columns([self.image])
         if isinstance(feature, library.Image):
-            rows = rows.cast_column(self.image, library.Image(decode=False))
-        elif not isinstance(feature, library.Value):
-            rows = rows.with_format("numpy")
-        elif feature.dtype not in ("binary", "large_binary"):
+            return rows.cast_column(self.image, library.Image(decode=False))
+        if not isinstance(feature, library.Value):
+            return rows.with_format("numpy")
+        if feature.dtype not in ("binary", "large_binary"):
             raise InvalidValueError(
-                f"{name}: the column {self.image!r} is {feature.dtype}; it must hold images, bytes or arrays. "
-                f"`dataset.cast_column({self.image!r}, datasets.Image())` makes images of paths."
+                f"{self.path}: the column {self.image!r} is {feature.dtype}; it must hold images, bytes or arrays. Of "
+                f"paths, `dataset.cast_column({self.image!r}, datasets.Image())` makes images."
             )
-        return HuggingFaceImages(rows, self.image, name, self.in_channels)
+        return rows
 
-    def _check_held_out(self, labels: np.ndarray) -> None:
-        """Whether the splits for validation and test have labels; what has none would be trained on."""
+    def _check_known(self, labels: np.ndarray, parts: np.ndarray) -> None:
+        """Whether labels are missing where they may not be; a sample without one is trained on, whatever its split."""
         if self.task != "multiclass":
             return
-        bad = np.flatnonzero((labels < 0) & (self.given_parts != "train"))
-        if len(bad):
+        unknown = np.flatnonzero((labels < 0) & ((parts != "train") | (self.unlabeled_batch_size == 0)))
+        if len(unknown):
+            held_out = parts[unknown[0]] != "train"
             raise InvalidValueError(
-                f"{self.path}, {self.keys[bad[0]]}: the label is missing, as in {len(bad)} rows of the splits for "
-                "validation and test. Leave such a split out; the part is then taken from `split`."
+                f"{self.path}: {len(unknown)} rows have no class, such as {self.keys[unknown[0]]}. "
+                + ("Leave their split out." if held_out else "Take them out, or use them: unlabeled_batch_size=...")
             )
 
 

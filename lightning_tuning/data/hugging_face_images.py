@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,27 +13,25 @@ from lightning_tuning.data.image_pixels import over_white, with_channels
 
 
 class HuggingFaceImages(Sequence[np.ndarray]):
-    """The images of a column: ``images[index]`` is uint8 ``[H, W, channels]``.
+    """The images of a column, of several tables one behind the other: ``images[index]`` is uint8 ``[H, W, channels]``.
 
     Args:
-        rows: The dataset, in which images of files are not decoded and arrays are arrays of numpy.
+        tables: Datasets of the library by what messages call them, in which image files are not decoded, and arrays are
+            those of numpy.
         column: The column of the images.
-        name: What messages call the dataset.
         channels: 3 for RGB, 1 for grey.
         max_pixels: The largest height times width that is decoded.
     """
 
-    def __init__(
-        self, rows: Sequence[dict[str, Any]], column: str, name: str, channels: int = 3, max_pixels: int = MAX_PIXELS
-    ) -> None:
-        self.rows = rows
+    def __init__(self, tables: Mapping[str, Any], column: str, channels: int = 3, max_pixels: int = MAX_PIXELS) -> None:
+        self.tables = dict(tables)
         self.column = column
-        self.name = name
         self.channels = channels
         self.max_pixels = max_pixels
+        self._starts = np.cumsum([0, *map(len, self.tables.values())])
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
         """Read and decode one image.
@@ -41,8 +39,9 @@ class HuggingFaceImages(Sequence[np.ndarray]):
         Raises:
             BadSampleError: It is missing or bad, or is no image.
         """
-        stored = self.rows[index][self.column]
-        name = f"{self.name}/{index}"
+        name, row = self._place(index)
+        stored = self.tables[name][row][self.column]
+        name = f"{name}/{row}"
         if isinstance(stored, dict):
             if stored["bytes"] is None and stored["path"]:
                 return read_image(stored["path"], self.channels, max_pixels=self.max_pixels)
@@ -52,6 +51,17 @@ class HuggingFaceImages(Sequence[np.ndarray]):
         if isinstance(stored, bytes):
             return decode_image(stored, name, self.channels, max_pixels=self.max_pixels)
         return self._of_array(np.asarray(stored), name)
+
+    def identity(self, index: int) -> str:
+        """A text that changes with the dataset: the library's fingerprint, and the row."""
+        name, row = self._place(index)
+        return f"{self.tables[name]._fingerprint} {row} {self.channels}"
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """Table and row."""
+        index = range(len(self))[index]
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return [*self.tables][number], index - int(self._starts[number])
 
     def _of_array(self, pixels: np.ndarray, name: str) -> np.ndarray:
         is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 2, 3, 4))

@@ -64,6 +64,16 @@ class TarImages(Sequence[np.ndarray]):
             raise BadSampleError(name, "its tar file has become shorter since it was indexed", AGAIN)
         return decode_image(data, name, self.channels, max_pixels=self.max_pixels)
 
+    def identity(self, index: int) -> str:
+        """A text that changes with the image's tar file and its place there."""
+        shard, offset, _ = self.places[index].tolist()
+        path = os.path.abspath(self.shards[shard])
+        try:
+            status = os.stat(path)
+        except OSError:
+            return f"{path} is missing"
+        return f"{path} {status.st_size} {status.st_mtime_ns} {offset} {self.channels}"
+
     def _descriptor(self, shard: int) -> int:
         if shard not in self._open:
             if len(self._open) == MOST_OPEN:

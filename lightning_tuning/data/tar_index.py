@@ -113,17 +113,23 @@ def _parts(file: BinaryIO, path: str) -> Iterator[tuple[str, str, tuple[int, int
 
 def _members(file: BinaryIO, path: str) -> Iterator[tarfile.TarInfo]:
     """The regular members, after which the file must end as tar files do."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                if member.issparse():
-                    raise tarfile.ReadError(f"{member.name} is stored with holes, as `tar --sparse` does")
+                if tar.offset > size:
+                    raise InvalidValueError(f"{path} is truncated: {member.name} goes beyond its end. {_AGAIN}")
                 if tar.offset <= member.offset:
-                    raise tarfile.ReadError(f"{member.name} has a size below 0")
+                    raise InvalidValueError(f"{path} is corrupt: {member.name} has a size below 0. {_AGAIN}")
+                if member.issparse():
+                    raise InvalidValueError(f"{path}: {member.name} is stored with holes; pack without --sparse.")
                 if member.isreg():
                     yield member
                 tar.members.clear()  # type: ignore[attr-defined]  # some 1000 bytes each
             end = tar.offset
+    except InvalidValueError:
+        raise
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise InvalidValueError(_why_not_read(file, path, str(error))) from None
     # To tarfile a cut between two members and a broken header are the end, too.
@@ -131,7 +137,7 @@ def _members(file: BinaryIO, path: str) -> Iterator[tarfile.TarInfo]:
     rest = file.read(2**20)
     if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0"):
         what = "truncated" if len(rest) < tarfile.BLOCKSIZE else "corrupt, or several archives in one file,"
-        raise InvalidValueError(f"{path} is {what} at byte {end} of {os.path.getsize(path)}. {_AGAIN}")
+        raise InvalidValueError(f"{path} is {what} at byte {end} of {size}. {_AGAIN}")
 
 
 def _why_not_read(file: BinaryIO, path: str, error: str) -> str:

@@ -60,12 +60,12 @@ def _classes(
         fields = [as_field(values[row], f"{source}, row {row}: {name!r}") for row in rows]
         ids[rows], found = read_targets({name: fields}, "multiclass", source)
         return ids, found
+    for row in rows:
+        if not (isinstance(values[row], int) and 0 <= values[row] < len(names)):
+            raise InvalidValueError(
+                f"{source}, row {row}: {name!r} is {values[row]!r}; it must be an integer from 0 to {len(names) - 1}."
+            )
     ids[rows] = [values[row] for row in rows]
-    bad = [row for row in rows if not 0 <= ids[row] < len(names)]
-    if bad:
-        raise InvalidValueError(
-            f"{source}, row {bad[0]}: {name!r} is {ids[bad[0]]}; it must be from 0 to {len(names) - 1}."
-        )
     return ids, tuple(names)
 
 

@@ -66,18 +66,17 @@ class WebDatasetDataModule(EncodedImageDataModule):
         self.target = [target] if isinstance(target, str) else list(target)
         self.task = task
         self.group = group
+        self._shards()  # a path that is wrong is told now
 
     def load(self) -> tuple[TarImages, np.ndarray]:
         """The images, and the targets that stand beside them."""
-        paths = {"train": self.path, "val": self.val_path, "test": self.test_path}
-        files = [(part, file) for part, path in paths.items() if path is not None for file in shard_paths(path)]
-        parts, shards = zip(*files, strict=True)
+        parts, shards = zip(*self._shards(), strict=True)
         fields = [*self.target, *([self.group] if self.group else [])]
         table = read_tars(shards, self.image.split(";"), fields)
         numbers = table.places[:, 0]
         self.given_parts = np.array(parts)[numbers]
         for part in {*parts} - {*self.given_parts.tolist()}:
-            raise InvalidValueError(f"{paths[part]} holds no sample, such as 0001.jpg and 0001.cls.")
+            raise InvalidValueError(f"{self._paths[part]} holds no sample, such as 0001.jpg and 0001.cls.")
         names = _below_their_folder(shards)
         self.keys = [f"{names[number]}/{name}" for number, name in zip(numbers, table.names, strict=True)]
         self.groups = np.array(table.fields[self.group]) if self.group else None
@@ -85,6 +84,14 @@ class WebDatasetDataModule(EncodedImageDataModule):
         labels, self.class_names = read_targets(columns, self.task, self.path)
         self.num_classes = len(self.class_names)
         return TarImages(shards, table.places, table.names, self.in_channels), labels
+
+    @property
+    def _paths(self) -> dict[str, str | None]:
+        return {"train": self.path, "val": self.val_path, "test": self.test_path}
+
+    def _shards(self) -> list[tuple[str, str]]:
+        """Part and path of each tar file."""
+        return [(part, file) for part, path in self._paths.items() if path is not None for file in shard_paths(path)]
 
 
 def _below_their_folder(files: Sequence[str]) -> list[str]:

@@ -52,8 +52,9 @@ def test_columns_of_labels_and_values():
 @pytest.mark.parametrize(
     ("columns", "task", "names", "text"),
     [
-        ({"label": [0, 3]}, "multiclass", NAMES, "pets, row 1: 'label' is 3; it must be from 0 to 2."),
-        ({"label": [0, -2]}, "multiclass", NAMES, "pets, row 1: 'label' is -2; it must be from 0 to 2."),
+        ({"label": [0, 3]}, "multiclass", NAMES, "pets, row 1: 'label' is 3; it must be an integer from 0 to 2."),
+        ({"label": [0, -2]}, "multiclass", NAMES, "pets, row 1: 'label' is -2; it must be an integer from 0 to 2."),
+        ({"label": [[0], [1, 2]]}, "multiclass", NAMES, "pets, row 0: 'label' is [0]; it must be an integer from 0"),
         ({"label": ["a", " "]}, "multiclass", None, "pets, row 1: 'label' is ' '; it must be a number or text."),
         ({"tags": [[1], [0, 1, 0]]}, "multilabel", None, "pets, row 1: 'tags' is [0, 1, 0]; it must be a list of diff"),
         ({"tags": [[1], None]}, "multilabel", None, "pets, row 1: 'tags' is None; it must be a list of different lab"),
@@ -64,7 +65,7 @@ def test_columns_of_labels_and_values():
             None,
             "pets, row 1: 'tags' is [[1]]; it must be a list of different lab",
         ),
-        ({"tags": [[1], [3]]}, "multilabel", NAMES, "it must be from 0 to 2."),
+        ({"tags": [[1], [3]]}, "multilabel", NAMES, "it must be an integer from 0 to 2."),
         ({"age": [1.0, None]}, "regression", None, "pets, row 1: 'age' is None; it must be a number or text."),
         ({"age": [1.0, "x"]}, "regression", None, "'age' is 'x'; it must be a finite number."),
         ({"a": [0], "b": [1]}, "multiclass", None, "target names 2 columns"),
