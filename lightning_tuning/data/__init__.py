@@ -23,6 +23,7 @@ from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader
 from lightning_tuning.data.pipeline import Deterministic, SeededPipeline, Transform
+from lightning_tuning.data.pixel_cache import PixelCache
 from lightning_tuning.data.progressive import ImageSizeSchedule
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Keys, Stream
 from lightning_tuning.data.split_manifest import Split, find_duplicates, load_split, save_split
@@ -73,6 +74,7 @@ __all__ = [
     "Keys",
     "MaskedImages",
     "OneOf",
+    "PixelCache",
     "RandomDeletion",
     "RandomInsertion",
     "RandomSwap",
