@@ -9,7 +9,7 @@ from lightning_tuning.data.arrays import ArrayDataModule
 from lightning_tuning.data.augmix import AugMix
 from lightning_tuning.data.bad_samples import BadSampleError, BadSamples
 from lightning_tuning.data.contact_sheet import save_views
-from lightning_tuning.data.decode import decode_image, image_size, read_image, read_mask
+from lightning_tuning.data.decode import decode_image, decode_size, image_size, read_image, read_mask
 from lightning_tuning.data.device_augment import DeviceAugment
 from lightning_tuning.data.digits import DigitsDataModule
 from lightning_tuning.data.encoded_images import EncodedImageDataModule
@@ -95,6 +95,7 @@ __all__ = [
     "check_transforms",
     "choose_labeled",
     "decode_image",
+    "decode_size",
     "evaluation_transforms",
     "find_duplicates",
     "fold_numbers",

@@ -137,6 +137,15 @@ def image_size(path: PathLike) -> tuple[int, int]:
         return read_header(file, path).shown
 
 
+def decode_size(data: bytes, name: PathLike) -> tuple[int, int]:
+    """As :func:`image_size`, of the bytes of a file that lies within another.
+
+    Raises:
+        BadSampleError: As :func:`image_size`.
+    """
+    return read_header(BytesIO(data), name).shown
+
+
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Pixels ``[H, W, ...]`` as stored, turned to how they are meant to be seen.
 

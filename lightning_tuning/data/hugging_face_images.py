@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightning_tuning.data.bad_samples import BadSampleError
-from lightning_tuning.data.decode import MAX_PIXELS, decode_image, read_image
+from lightning_tuning.data.decode import MAX_PIXELS, decode_image, decode_size, image_size, read_image
 from lightning_tuning.data.image_pixels import over_white, with_channels
 
 
@@ -39,18 +39,21 @@ class HuggingFaceImages(Sequence[np.ndarray]):
         Raises:
             BadSampleError: It is missing or bad, or is no image.
         """
-        name, row = self._place(index)
-        stored = self.tables[name][row][self.column]
-        name = f"{name}/{row}"
-        if isinstance(stored, dict):
-            if stored["bytes"] is None and stored["path"]:
-                return read_image(stored["path"], self.channels, max_pixels=self.max_pixels)
-            stored = stored["bytes"]
-        if stored is None:
-            raise BadSampleError(name, "it is None", "Take the row out of the dataset.")
+        stored, name = self._read(index)
         if isinstance(stored, bytes):
             return decode_image(stored, name, self.channels, max_pixels=self.max_pixels)
-        return self._of_array(np.asarray(stored), name)
+        if isinstance(stored, str):
+            return read_image(stored, self.channels, max_pixels=self.max_pixels)
+        return np.ascontiguousarray(with_channels(over_white(_checked(stored, name)), self.channels))
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        """The shape of an image, without decoding it."""
+        stored, name = self._read(index)
+        if isinstance(stored, bytes):
+            size = decode_size(stored, name)
+        else:
+            size = image_size(stored) if isinstance(stored, str) else _checked(stored, name).shape[:2]
+        return (*size, self.channels)
 
     def identity(self, index: int) -> str:
         """A text that changes with the dataset: the library's fingerprint, and the row."""
@@ -63,16 +66,27 @@ class HuggingFaceImages(Sequence[np.ndarray]):
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         return [*self.tables][number], index - int(self._starts[number])
 
-    def _of_array(self, pixels: np.ndarray, name: str) -> np.ndarray:
-        is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 2, 3, 4))
-        if pixels.dtype.kind not in "iu" or not is_image or not pixels.size:
-            raise BadSampleError(
-                name,
-                f"it is {pixels.dtype} {list(pixels.shape)}",
-                "It must be integers [H, W] or [H, W, C] with 1 to 4 channels.",
-            )
-        low, high = pixels.min(), pixels.max()
-        if low < 0 or high > 255:
-            raise BadSampleError(name, f"its values are from {low} to {high}", "They must be from 0 to 255.")
-        pixels = pixels.reshape(*pixels.shape[:2], -1).astype(np.uint8)
-        return np.ascontiguousarray(with_channels(over_white(pixels), self.channels))
+    def _read(self, index: int) -> tuple[bytes | str | np.ndarray, str]:
+        """What is stored, the content of a file, its path or an array, and what messages call it."""
+        name, row = self._place(index)
+        stored = self.tables[name][row][self.column]
+        if isinstance(stored, dict):
+            stored = stored["path"] if stored["bytes"] is None else stored["bytes"]
+        if stored is None:
+            raise BadSampleError(f"{name}/{row}", "it is None", "Take the row out of the dataset.")
+        return stored if isinstance(stored, (bytes, str)) else np.asarray(stored), f"{name}/{row}"
+
+
+def _checked(pixels: np.ndarray, name: str) -> np.ndarray:
+    """An array that is an image, as uint8 ``[H, W, 1 to 4]``."""
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 2, 3, 4))
+    if pixels.dtype.kind not in "iu" or not is_image or not pixels.size:
+        raise BadSampleError(
+            name,
+            f"it is {pixels.dtype} {list(pixels.shape)}",
+            "It must be integers [H, W] or [H, W, C] with 1 to 4 channels.",
+        )
+    low, high = pixels.min(), pixels.max()
+    if low < 0 or high > 255:
+        raise BadSampleError(name, f"its values are from {low} to {high}", "They must be from 0 to 255.")
+    return pixels.reshape(*pixels.shape[:2], -1).astype(np.uint8)

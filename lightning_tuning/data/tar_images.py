@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_tuning.data.bad_samples import BadSampleError
-from lightning_tuning.data.decode import MAX_PIXELS, decode_image
+from lightning_tuning.data.decode import MAX_PIXELS, decode_image, decode_size
 from lightning_tuning.data.image_header import AGAIN
 
 MOST_OPEN = 128
@@ -54,15 +54,11 @@ class TarImages(Sequence[np.ndarray]):
         Raises:
             BadSampleError: It is bad, or its tar file has become shorter or is gone.
         """
-        shard, offset, size = self.places[index].tolist()
-        name = f"{self.shards[shard]}/{self.names[index]}"
-        try:
-            data = os.pread(self._descriptor(shard), size, offset)
-        except OSError as error:
-            raise BadSampleError(name, f"its tar file cannot be read ({error.strerror})", AGAIN) from None
-        if len(data) < size:
-            raise BadSampleError(name, "its tar file has become shorter since it was indexed", AGAIN)
-        return decode_image(data, name, self.channels, max_pixels=self.max_pixels)
+        return decode_image(*self._read(index), self.channels, max_pixels=self.max_pixels)
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        """The shape of an image, without decoding it."""
+        return (*decode_size(*self._read(index)), self.channels)
 
     def identity(self, index: int) -> str:
         """A text that changes with the image's tar file and its place there."""
@@ -73,6 +69,18 @@ class TarImages(Sequence[np.ndarray]):
         except OSError:
             return f"{path} is missing"
         return f"{path} {status.st_size} {status.st_mtime_ns} {offset} {self.channels}"
+
+    def _read(self, index: int) -> tuple[bytes, str]:
+        """Content and name of a member."""
+        shard, offset, size = self.places[index].tolist()
+        name = f"{self.shards[shard]}/{self.names[index]}"
+        try:
+            data = os.pread(self._descriptor(shard), size, offset)
+        except OSError as error:
+            raise BadSampleError(name, f"its tar file cannot be read ({error.strerror})", AGAIN) from None
+        if len(data) < size:
+            raise BadSampleError(name, "its tar file has become shorter since it was indexed", AGAIN)
+        return data, name
 
     def _descriptor(self, shard: int) -> int:
         if shard not in self._open:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lightning_tuning.data import decode_image, image_size, read_image
+from lightning_tuning.data import decode_image, decode_size, image_size, read_image
 from lightning_tuning.errors import InvalidValueError
 
 from .image_files import CMYK, GOOD, INDICES, PLTE, RGB, exif, jpeg, png, saved
@@ -69,7 +69,7 @@ def test_size_without_decoding(name, file, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", decoded)
     monkeypatch.setattr(Image.Image, "tobytes", decoded)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
-    assert image_size(path) == expected.shape[:2]
+    assert image_size(path) == decode_size(data, "a.tar/1.jpg") == expected.shape[:2]
 
 
 TURNED = {

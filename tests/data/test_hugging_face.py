@@ -265,7 +265,7 @@ def test_images_in_each_form(tmp_path):
         assert images[index].dtype == np.uint8
         assert images[index].flags.c_contiguous
         assert images[index].flags.writeable
-        assert images[index].shape == pixels.shape
+        assert images[index].shape == images.shape(index) == pixels.shape
         assert np.abs(images[index] - pixels.astype(float)).max() <= (20 if pixels is turned else 0)
     assert images_of([GREY], channels=1)[0].shape == (16, 24, 1)
 
@@ -303,6 +303,13 @@ def test_images_of_several_tables():
 def test_bad_images(stored, text):
     with pytest.raises(BadSampleError, match=re.escape(text)):
         images_of([stored])[0]
+
+
+def test_decoded_images_can_be_cached(make, tmp_path):
+    data = make(cache=str(tmp_path / "cache"), val_size=0, test_size=12)
+    for _ in range(2):
+        assert numbers_of(next(iter(data.test_dataloader()))[0]) == data.test_indices.tolist()
+    assert data.samples.report().startswith("cached 12 of 60 images")
 
 
 def test_arrays_come_as_those_of_numpy(make, library):

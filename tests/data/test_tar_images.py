@@ -50,7 +50,8 @@ def test_images(shards):
     np.testing.assert_array_equal(images[0], RGB)
     assert np.abs(images[1].astype(int) - np.rot90(RGB, -1)).max() < 20
     assert [image.shape for image in images] == [(16, 24, 3), (24, 16, 3), (16, 24, 3)]
-    assert images_of(shards, channels=1)[2].shape == (16, 24, 1)
+    assert [images.shape(index) for index in range(3)] == [(16, 24, 3), (24, 16, 3), (16, 24, 3)]
+    assert images_of(shards, channels=1)[2].shape == images_of(shards, channels=1).shape(2) == (16, 24, 1)
 
 
 def is_open(descriptor):

@@ -144,6 +144,13 @@ def test_statistics_are_kept_until_the_tar_file_changes(make, write, tmp_path, m
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 2
 
 
+def test_decoded_images_can_be_cached(make):
+    data = make(cache="ram", val_size=0, test_size=12)
+    for _ in range(2):
+        assert numbers_of(next(iter(data.test_dataloader()))[0]).tolist() == data.test_indices.tolist()
+    assert data.samples.report().startswith("cached 12 of 60 images")
+
+
 @pytest.mark.parametrize(
     ("kwargs", "text"),
     [
