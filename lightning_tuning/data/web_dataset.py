@@ -13,7 +13,7 @@ import numpy as np
 from lightning_tuning.data.encoded_images import EncodedImageDataModule
 from lightning_tuning.data.tar_images import TarImages
 from lightning_tuning.data.tar_index import shard_paths
-from lightning_tuning.data.tar_table import read_tars
+from lightning_tuning.data.tar_table import TarTable, read_tars
 from lightning_tuning.data.targets import TASKS, read_targets
 from lightning_tuning.errors import InvalidValueError, check_choice
 
@@ -67,12 +67,12 @@ class WebDatasetDataModule(EncodedImageDataModule):
         self.task = task
         self.group = group
         self._shards()  # a path that is wrong is told now
+        self._indexed: tuple[list, TarTable] | None = None
 
     def load(self) -> tuple[TarImages, np.ndarray]:
         """The images, and the targets that stand beside them."""
         parts, shards = zip(*self._shards(), strict=True)
-        fields = [*self.target, *([self.group] if self.group else [])]
-        table = read_tars(shards, self.image.split(";"), fields)
+        table = self._index(shards)
         numbers = table.places[:, 0]
         self.given_parts = np.array(parts)[numbers]
         for part in {*parts} - {*self.given_parts.tolist()}:
@@ -84,6 +84,14 @@ class WebDatasetDataModule(EncodedImageDataModule):
         labels, self.class_names = read_targets(columns, self.task, self.path)
         self.num_classes = len(self.class_names)
         return TarImages(shards, table.places, table.names, self.in_channels), labels
+
+    def _index(self, shards: Sequence[str]) -> TarTable:
+        """What the tar files hold, which is read again if one of them changes."""
+        state = [(shard, os.stat(shard).st_size, os.stat(shard).st_mtime_ns) for shard in shards]
+        if self._indexed is None or self._indexed[0] != state:
+            fields = [*self.target, *([self.group] if self.group else [])]
+            self._indexed = state, read_tars(shards, self.image.split(";"), fields)
+        return self._indexed[1]
 
     @property
     def _paths(self) -> dict[str, str | None]:

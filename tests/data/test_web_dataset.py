@@ -144,6 +144,18 @@ def test_statistics_are_kept_until_the_tar_file_changes(make, write, tmp_path, m
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 2
 
 
+def test_a_second_set_up_reads_only_what_has_changed(make, write, monkeypatch):
+    data = make()
+    labels = data.labels
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_tuning.data.web_dataset.read_tars", None)
+        data.setup("test")
+    assert data.labels.tolist() == labels.tolist()
+    write("train-001.tar", samples(range(20, 30)))
+    data.setup("test")
+    assert len(data.labels) == 50
+
+
 def test_decoded_images_can_be_cached(make):
     data = make(cache="ram", val_size=0, test_size=12)
     for _ in range(2):
