@@ -10,16 +10,21 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_tuning.data.batches import EvalBatches, TrainBatches, View
-from lightning_tuning.data.folds import fold_of, parse_fold
+from lightning_tuning.data.bad_samples import BadSamples
+from lightning_tuning.data.batches import EvalBatches, Reader, TrainBatches, View
+from lightning_tuning.data.folds import parse_fold
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader, quiet_opencv
+from lightning_tuning.data.parts import Parts, check_size, make_parts
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Stream
-from lightning_tuning.data.splits import stratified_split
+from lightning_tuning.data.split_manifest import Split, load_split
+from lightning_tuning.data.split_record import check_split, digests, record_split
 from lightning_tuning.data.weighted_order import balanced_weights
+from lightning_tuning.data.workers import worker_count
 from lightning_tuning.errors import InvalidValueError, check_count, check_range
 
 LARGEST_SEED = 2**32 - 1
@@ -40,7 +45,8 @@ class KeyedDataModule(LightningDataModule, ABC):
     measure how many pseudo labels are right; no technique learns from it.
 
     Order and augmentations are functions of seed, epoch and position. They do not depend on the number of workers, and
-    a resumed run continues exactly as the uninterrupted one would.
+    a resumed run continues exactly as the uninterrupted one would. Each run's parts stand in ``split.csv`` beside its
+    journal, and a checkpoint is not resumed on others.
 
     Args:
         num_labels: How many training samples keep their label, as many of each class as possible; from the number of
@@ -49,26 +55,36 @@ class KeyedDataModule(LightningDataModule, ABC):
         unlabeled_batch_size: Unlabelled samples for each step and rank; 0: supervised batches.
         steps_per_epoch: Training steps in an epoch, at least 1. None: as many as one pass takes, over the unlabelled
             samples if there are any, else over the labelled ones.
-        val_size: Number of validation samples, at least 0; 0: no validation.
-        test_size: Number of test samples, at least 0.
+        val_size: Number of validation samples, at least 0, or their share of the samples that they are taken from, in
+            (0, 1). 0: no validation. None: all that the data give as validation, or else a tenth.
+        test_size: The same of test samples.
         seed: Decides which labels are kept, the order and the augmentations, 0 to 2**32 - 1. None: the seed given to
             `seed_everything`, or 0.
         split_seed: Decides which samples are for training, validation and test, 0 to 2**32 - 1. Apart from `seed`, so
             that runs with different seeds are measured on the same samples.
-        num_workers: Processes that prepare the batches; 0: the main process.
+        num_workers: Processes that prepare the batches; 0: the main process. None: as many as the machine has cores
+            for each rank, but one, at most 8; for data in memory none unless the run is on an accelerator.
         eval_batch_size: Samples for each step and rank in validation, test and prediction, at least 1.
         fold: Cross-validation: which fold is the validation part, in place of `val_size`. '2/5' is the second of five.
             The test part is the same in every fold, and over the folds every other sample is held out once.
         balance: How far the classes of the labelled samples are evened out, in [0, 1]. 0: each sample comes once in a
             pass; 1: all classes come equally often; 0.5: by the root of their size. Off: 0.
+        split_file: A CSV file that says each sample's part and whether its label is kept, such as ``split.csv`` of
+            another run, in place of `val_size`, `test_size`, `split_seed` and `fold`; `num_labels` chooses anew among
+            its training samples. None: the parts are drawn.
 
     Attributes:
-        task: What the targets are: ``multiclass``, ``multilabel`` or ``regression``.
+        task: What the targets are: ``multiclass``, ``multilabel``, ``regression`` or ``segmentation``.
         num_classes: Number of classes, labels or values of a target.
         class_names: Name of each class, label or value.
         samples: After ``setup``, what ``load`` gave: ``samples[index]`` reads one.
-        labels: After ``setup``, all targets: class ids ``[N]``, multi-hot labels ``[N, K]`` or values ``[N, D]``.
+        keys: After ``setup``, the name of each sample, such as its file, ``[N]``.
+        labels: After ``setup``, all targets: class ids ``[N]``, -1 where there is none, multi-hot labels ``[N, K]`` or
+            values ``[N, D]``.
         groups: After ``setup``, what each sample belongs to, ``[N]``; no group is in two parts. None: it is its own.
+        given_parts: After ``setup``, the part that the data give each sample, ``train``, ``val`` or ``test``, ``[N]``.
+            None: they give none.
+        bad_samples: After ``setup``, counts the samples that are skipped. None: the first bad one ends the run.
         train_indices: After ``setup``, the training part; ``val_indices`` and ``test_indices`` likewise.
         labeled_indices: After ``setup``, the training samples that keep their label.
         unlabeled_indices: After ``setup``, the training samples whose label is not used: all of the training part,
@@ -80,10 +96,15 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     not_saved: ClassVar[tuple[str, ...]] = ()
     """Arguments that a checkpoint cannot hold, as they are objects."""
+    in_memory: ClassVar[bool] = True
+    """Whether reading a sample costs next to nothing."""
     task: str = "multiclass"
     num_classes: int
     class_names: tuple[str, ...]
+    keys: Sequence[str] = ()
     groups: np.ndarray | None = None
+    given_parts: np.ndarray | None = None
+    bad_samples: BadSamples | None = None
 
     def __init__(
         self,
@@ -91,28 +112,31 @@ class KeyedDataModule(LightningDataModule, ABC):
         batch_size: int = 32,
         unlabeled_batch_size: int = 0,
         steps_per_epoch: int | None = None,
-        val_size: int = 1000,
-        test_size: int = 1000,
+        val_size: int | float | None = 1000,
+        test_size: int | float | None = 1000,
         seed: int | None = None,
         split_seed: int = 0,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         eval_batch_size: int = 256,
         fold: str | None = None,
         balance: float = 0.0,
+        split_file: str | None = None,
     ) -> None:
         super().__init__()
         check_count("num_labels", num_labels, 1, optional=True)
         check_count("batch_size", batch_size, 1)
         check_count("unlabeled_batch_size", unlabeled_batch_size, 0)
         check_count("steps_per_epoch", steps_per_epoch, 1, optional=True)
-        check_count("val_size", val_size, 0)
-        check_count("test_size", test_size, 0)
+        check_size("val_size", val_size)
+        check_size("test_size", test_size)
         check_count("seed", seed, 0, LARGEST_SEED, optional=True)
         check_count("split_seed", split_seed, 0, LARGEST_SEED)
-        check_count("num_workers", num_workers, 0)
+        check_count("num_workers", num_workers, 0, optional=True)
         check_count("eval_batch_size", eval_batch_size, 1)
         if fold is not None:
             parse_fold(fold)
+            if split_file is not None:
+                raise InvalidValueError(f"fold is {fold!r}, but split_file already says the parts. Leave one out.")
         check_range("balance", balance, 0.0, 1.0)
         # Not logged: a LightningModule with an argument of the same name and another value would stop the run.
         self.save_hyperparameters(ignore=[*self.not_saved], logger=False)
@@ -128,6 +152,7 @@ class KeyedDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.fold = fold
         self.balance = balance
+        self.split_file = split_file
 
     @abstractmethod
     def load(self) -> tuple[Sequence[Any] | np.ndarray, np.ndarray]:
@@ -152,15 +177,55 @@ class KeyedDataModule(LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Load the samples, split them, choose the labels."""
         self.samples, self.labels = self.load()
-        self.test_indices, self.val_indices, self.train_indices = self._split()
-        chosen = choose_labeled(self.labels[self.train_indices], self.num_labels, self.effective_seed)
-        self.labeled_indices = self.train_indices[chosen]
+        if len(self.keys) != len(self.labels):
+            self.keys = [str(index) for index in range(len(self.labels))]
+        if self.split_file is None:
+            self.test_indices, self.val_indices, self.train_indices = self.make_parts()
+            self.labeled_indices = self._with_label()
+        else:
+            split = load_split(self.split_file, self.keys)
+            self.train_indices, self.val_indices, self.test_indices, kept = split
+            self.labeled_indices = self._with_label() if self.num_labels else kept[self.known[kept]]
         self.unlabeled_indices = self.train_indices
+        self._digests = digests(self.keys, self._parts)
+        if self.trainer is not None and stage == "fit":
+            record_split(self.trainer, self.keys, self._parts)
         self.prepare_views()
 
     @property
-    def targets(self) -> Tensor:
-        """After ``setup``, the target of every sample: int64 ``[N]``, or float32 ``[N, K]`` or ``[N, D]``."""
+    def known(self) -> np.ndarray:
+        """After ``setup``, which samples have a label, bool ``[N]``."""
+        return self.labels >= 0 if self.task == "multiclass" else np.ones(len(self.labels), dtype=bool)
+
+    def make_parts(self) -> Parts:
+        """The samples of the test, the validation and the training part."""
+        return make_parts(
+            self.labels,
+            self.val_size,
+            self.test_size,
+            self.split_seed,
+            fold=self.fold,
+            groups=self.groups,
+            given=self.given_parts,
+            known=self.known,
+            least=self.num_classes if self.task == "multiclass" else 1,
+        )
+
+    def _with_label(self) -> np.ndarray:
+        """The training samples that keep their label."""
+        known = self.train_indices[self.known[self.train_indices]]
+        return known[choose_labeled(self.labels[known], self.num_labels, self.effective_seed)]
+
+    @property
+    def _parts(self) -> Split:
+        return Split(self.train_indices, self.val_indices, self.test_indices, self.labeled_indices)
+
+    @property
+    def targets(self) -> Tensor | None:
+        """After ``setup``, the target of every sample: int64 ``[N]``, or float32 ``[N, K]`` or ``[N, D]``. None: it is
+        read with the sample, as a mask is."""
+        if self.task == "segmentation":
+            return None
         return torch.as_tensor(self.labels, dtype=torch.int64 if self.task == "multiclass" else torch.float32)
 
     @property
@@ -173,58 +238,35 @@ class KeyedDataModule(LightningDataModule, ABC):
         """``seed``, or the one given to ``seed_everything``, or 0."""
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
-    def state_dict(self) -> dict[str, int]:
-        """What decides which labels are kept."""
-        return {"seed": self.effective_seed}
+    def state_dict(self) -> dict[str, Any]:
+        """What decides which labels are kept, and which samples are in which part."""
+        return {"seed": self.effective_seed, **self._digests}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Refuse to go on with other labels than the checkpoint's run had."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other labels or parts than the checkpoint's run had."""
         trainer = self.trainer
+        if trainer is None:
+            return
         seed = state_dict["seed"]
-        if seed != self.effective_seed and trainer is not None and trainer.state.fn == "fit":
+        if seed != self.effective_seed and trainer.state.fn == "fit":
             raise InvalidValueError(
                 f"The checkpoint's run used seed {seed} for its labels and order, this one {self.effective_seed}. "
                 f"Write --seed_everything={seed} or --data.seed={seed}."
             )
-
-    def _split(self) -> list[np.ndarray]:
-        """The samples of the test, the validation and the training part."""
-        if self.fold is not None:
-            return self._with_fold(*self._test_and_rest())
-        self._check_room(self.val_size + self.test_size, f"val_size is {self.val_size} and test_size")
-        return stratified_split(self.labels, [self.test_size, self.val_size], self.split_seed, groups=self.groups)
-
-    def _check_room(self, wanted: int, what: str) -> None:
-        """Whether training keeps a sample of each class when ``wanted`` samples are held out."""
-        least = self.num_classes if self.task == "multiclass" else 1
-        most = len(self.labels) - least
-        if wanted > most:
-            together = "; together they" if " and " in what else "; it"
-            raise InvalidValueError(
-                f"{what} is {self.test_size}{together} must be at most {most}: there are {len(self.labels)} samples, "
-                f"and training needs {f'one for each of the {least} classes' if least > 1 else 'at least one'}."
-            )
-
-    def _test_and_rest(self) -> list[np.ndarray]:
-        """The samples of the test part, and all others."""
-        self._check_room(self.test_size, "test_size")
-        return stratified_split(self.labels, [self.test_size], self.split_seed, groups=self.groups)
-
-    def _with_fold(self, test: np.ndarray, rest: np.ndarray) -> list[np.ndarray]:
-        """The test part, and the rest as the fold divides it."""
-        groups = None if self.groups is None else self.groups[rest]
-        train, held_out = fold_of(self.labels[rest], self.fold or "", self.split_seed, groups)
-        return [test, rest[held_out], rest[train]]
+        check_split(state_dict, self._digests, resumes=trainer.state.fn == "fit")
 
     def train_dataloader(self) -> KeyedLoader:
         """This rank's training batches."""
         streams = [self._labeled_stream()]
         if self.unlabeled_batch_size:
             streams.append(Stream("unlabeled", self.unlabeled_indices, self.unlabeled_batch_size))
-        batches = TrainBatches(
-            self.samples, self.targets, self.labeled_view(), self.unlabeled_view_of(), self.unlabeled_indices
+        pools = [self.labeled_indices, self.unlabeled_indices]
+        return self._keyed_loader(
+            TrainBatches(self._reader(), self.labeled_view(), self.unlabeled_view_of(), pools), streams
         )
-        return self._keyed_loader(batches, streams)
+
+    def _reader(self) -> Reader:
+        return Reader(self.samples, self.targets, self.bad_samples)
 
     def _labeled_stream(self) -> Stream:
         labels = self.labels[self.labeled_indices]
@@ -241,7 +283,7 @@ class KeyedDataModule(LightningDataModule, ABC):
         sampler = sampler_class(
             streams, self.steps_per_epoch or one_pass, seed=self.effective_seed, num_replicas=world, rank=rank
         )
-        return KeyedLoader(batches, sampler, num_workers=self.num_workers, pin_memory=self._on_cuda())
+        return KeyedLoader(batches, sampler, num_workers=self._workers, pin_memory=self._on_cuda())
 
     def plain_train_dataloader(self) -> DataLoader | list:
         """Batches of the labelled training samples, not augmented, in fixed order, for batch norm's statistics."""
@@ -263,15 +305,25 @@ class KeyedDataModule(LightningDataModule, ABC):
         if not len(indices):
             return []
         world, rank = self._world_and_rank
+        workers = self._workers
         return DataLoader(
-            EvalBatches(self.samples, self.targets, indices, self.eval_view()),
+            EvalBatches(self._reader(), indices, self.eval_view()),
             sampler=EvalSampler(len(indices), self.eval_batch_size, world, rank),
             batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             worker_init_fn=quiet_opencv,
             pin_memory=self._on_cuda(),
         )
+
+    @property
+    def _workers(self) -> int:
+        return worker_count(self.trainer, self.in_memory) if self.num_workers is None else self.num_workers
+
+    def teardown(self, stage: str) -> None:
+        """Tell of the samples that were skipped."""
+        if self.bad_samples is not None and self.bad_samples.count:
+            rank_zero_warn(self.bad_samples.report())
 
     @property
     def _world_and_rank(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_tuning.data import DigitsDataModule
-from lightning_tuning.data.batches import TrainBatches
+from lightning_tuning.data.batches import Reader, TrainBatches
 from lightning_tuning.data.loader import KeyedLoader
 from lightning_tuning.data.sampler import Stream
 from lightning_tuning.errors import InvalidValueError
@@ -55,7 +55,7 @@ class PseudoLabeledDigits(DigitsDataModule):
         soft = torch.zeros(len(self.labels), self.num_classes)
         soft[torch.from_numpy(self.labeled_indices)] = torch.eye(self.num_classes)[self.labels[self.labeled_indices]]
         soft[torch.from_numpy(indices)] = torch.from_numpy(probabilities).float()
-        batches = TrainBatches(self.samples, soft, self.labeled_view(), {}, self.unlabeled_indices)
+        batches = TrainBatches(Reader(self.samples, soft), self.labeled_view(), {}, [self.train_indices])
         return self._keyed_loader(Joined(batches), streams)
 
     def predict_dataloader(self) -> DataLoader | list:

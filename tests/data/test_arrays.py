@@ -105,7 +105,7 @@ OBJECTS = np.array([{}] * 60, dtype=object)
             {},
             "the images of x_test are [7, 7, 1], those of x_train [6, 6, 1]",
         ),
-        ({}, {"test_size": 21}, "test_size is 21;"),
+        ({}, {"test_size": 21}, "test_size is 21, but the part that the data give has 20 samples."),
         ({}, {"val_size": 56}, "val_size is 56; it must be at most 55"),
     ],
 )

@@ -23,7 +23,7 @@ def test_defaults(parser):
     data = parser.instantiate_classes(parser.parse_args([])).data
     assert (data.num_labels, data.batch_size, data.unlabeled_batch_size, data.image_size) == (None, 32, 0, 16)
     assert (data.augment, data.steps_per_epoch, data.val_size, data.test_size) == ("weak", None, 180, 360)
-    assert (data.seed, data.split_seed, data.num_workers, data.eval_batch_size) == (None, 0, 0, 256)
+    assert (data.seed, data.split_seed, data.num_workers, data.eval_batch_size) == (None, 0, None, 256)
     assert data.unlabeled_views == "weak strong"
 
 
