@@ -103,7 +103,14 @@ _HOME = {
     ),
     "timing": ("ScheduleLR",),
     "modules": ("ImageClassifier", "SemiSupervisedClassifier", "MultiLabelClassifier", "Regressor"),
-    "data": ("ArrayDataModule", "DigitsDataModule", "TableDataModule", "TextDataModule"),
+    "data": (
+        "ArrayDataModule",
+        "DigitsDataModule",
+        "ImageFolderDataModule",
+        "ImageTableDataModule",
+        "TableDataModule",
+        "TextDataModule",
+    ),
     "presets": ("preset", "preset_names"),
     "cli": ("TuningCLI",),
 }

@@ -12,8 +12,12 @@ from lightning_tuning.data.contact_sheet import save_views
 from lightning_tuning.data.decode import image_size, read_image, read_mask
 from lightning_tuning.data.device_augment import DeviceAugment
 from lightning_tuning.data.digits import DigitsDataModule
+from lightning_tuning.data.encoded_images import EncodedImageDataModule
 from lightning_tuning.data.folds import fold_numbers, fold_of, parse_fold
 from lightning_tuning.data.image_datamodule import ImageDataModule
+from lightning_tuning.data.image_files import ImageFiles, MaskedImages
+from lightning_tuning.data.image_folder import ImageFolderDataModule
+from lightning_tuning.data.image_table import ImageTableDataModule
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader
@@ -52,14 +56,19 @@ __all__ = [
     "Deterministic",
     "DeviceAugment",
     "DigitsDataModule",
+    "EncodedImageDataModule",
     "EvalSampler",
     "FixedSampler",
     "ImageDataModule",
+    "ImageFiles",
+    "ImageFolderDataModule",
     "ImageSizeSchedule",
+    "ImageTableDataModule",
     "KeyedDataModule",
     "KeyedLoader",
     "KeyedSampler",
     "Keys",
+    "MaskedImages",
     "OneOf",
     "RandomDeletion",
     "RandomInsertion",

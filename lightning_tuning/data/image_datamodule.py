@@ -9,22 +9,26 @@ from typing import Any
 import albumentations as A
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
-from lightning_tuning.data.image_view import ImageView
+from lightning_tuning.data.image_view import ImageView, MaskedImageView
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.normalize import Normalize
 from lightning_tuning.data.pipeline import SeededPipeline, Transform
+from lightning_tuning.data.progressive import ImageSizeSchedule
 from lightning_tuning.data.transform_checks import check_transforms
 from lightning_tuning.data.transforms import VIEWS, named_transforms, view_names
-from lightning_tuning.errors import check_count
+from lightning_tuning.errors import InvalidValueError, check_count
+from lightning_tuning.timing.progress import steps_in_epochs
 
 
 class ImageDataModule(KeyedDataModule, ABC):
     """Batches of :class:`KeyedDataModule` whose ``x`` are images: float32 ``[N, C, H, W]``, normalised with the
-    training images' mean and standard deviation, and ``y`` int64 ``[N]``.
+    training images' mean and standard deviation, and ``y`` is int64 ``[N]``, float32 ``[N, K]`` of 0 and 1, float32
+    ``[N, D]``, or the pixels' class ids, int64 ``[N, H, W]``, by ``task``.
 
     To a Trainer at work, images travel as uint8 and are normalised on the device, in ``on_after_batch_transfer``. Read
     by hand, the loaders give them normalised.
@@ -41,6 +45,9 @@ class ImageDataModule(KeyedDataModule, ABC):
         strong_transforms: The same for the 'strong' ones.
         unlabeled_views: Views of each unlabelled image, with spaces between: 'weak', 'strong', and further ones with
             their own random numbers, 'weak_2', 'strong_2', ... up to 'weak_8', 'strong_8'.
+        progressive: Image sizes of training that grow in the course of the run, such as '16 -> 32 over 60%', 'by' a
+            step of 32 unless it says '16 -> 32 over 60% by 8'. The last is `image_size`. Batches are resized on the
+            device, and each epoch has one size. None: all images are `image_size`.
         **kwargs: See :class:`KeyedDataModule`.
 
     Attributes:
@@ -54,6 +61,8 @@ class ImageDataModule(KeyedDataModule, ABC):
 
     not_saved = ("weak_transforms", "strong_transforms")
     in_channels: int
+    ignore_index: int = 255
+    """Class id of pixels without a class."""
 
     def __init__(
         self,
@@ -63,10 +72,12 @@ class ImageDataModule(KeyedDataModule, ABC):
         weak_transforms: str | list[A.BasicTransform | A.BaseCompose] | None = None,
         strong_transforms: str | list[A.BasicTransform | A.BaseCompose] | None = None,
         unlabeled_views: str = "weak strong",
+        progressive: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_count("image_size", image_size, 4)
+        self._sizes = None if progressive is None else ImageSizeSchedule(progressive, "progressive")
         given = {"augment": augment, "weak_transforms": weak_transforms, "strong_transforms": strong_transforms}
         for argument, name in given.items():
             if isinstance(name, str):
@@ -76,6 +87,7 @@ class ImageDataModule(KeyedDataModule, ABC):
         self.augment = augment
         self.flip = flip
         self.unlabeled_views = unlabeled_views
+        self.progressive = progressive
         self._transforms: dict[str, Any] = {
             "none": "none",
             "weak": "weak" if weak_transforms is None else weak_transforms,
@@ -86,8 +98,22 @@ class ImageDataModule(KeyedDataModule, ABC):
     def images(self) -> Sequence[np.ndarray] | np.ndarray:
         return self.samples
 
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        if self._sizes is not None and self._sizes.sizes[-1] != self.image_size:
+            raise InvalidValueError(
+                f"progressive is {self.progressive!r}, but image_size is {self.image_size}; it must end with that size."
+            )
+
     def prepare_views(self) -> None:
-        self.normalize = Normalize.fit(self.images[index] for index in self.train_indices.tolist())
+        self._prepare_pipelines()
+        self.normalize = self.fit_normalize()
+
+    def fit_normalize(self) -> Normalize:
+        """What gives the training images mean 0 and standard deviation 1."""
+        return Normalize.fit(self.images[index] for index in self.train_indices.tolist())
+
+    def _prepare_pipelines(self) -> None:
         names, wanted = ("none", *VIEWS), {*self._transforms, *self._views}
         self.pipelines = {}
         for salt, name in enumerate(names):
@@ -97,33 +123,58 @@ class ImageDataModule(KeyedDataModule, ABC):
         if self.augment not in self._transforms:
             self.pipelines[self.augment] = self._pipeline("augment", self.augment, len(names))
 
-    def labeled_view(self) -> ImageView:
+    def labeled_view(self) -> ImageView | MaskedImageView:
         return self._view(self.augment)
 
-    def unlabeled_view_of(self) -> Mapping[str, ImageView]:
+    def unlabeled_view_of(self) -> Mapping[str, ImageView | MaskedImageView]:
         return {name: self._view(name) for name in self._views}
 
-    def eval_view(self) -> ImageView:
+    def eval_view(self) -> ImageView | MaskedImageView:
         return self._view("none")
 
-    def _view(self, name: str) -> ImageView:
+    def _view(self, name: str) -> ImageView | MaskedImageView:
         running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
-        return ImageView(self.pipelines[name], None if running else self.normalize)
+        view = ImageView(self.pipelines[name], None if running else self.normalize)
+        return MaskedImageView(view) if self.task == "segmentation" else view
 
     def _pipeline(self, argument: str, given: str | list[Transform], salt: int) -> SeededPipeline:
+        masks = self.task == "segmentation"
         if isinstance(given, str):
-            given = named_transforms(given, self.image_size, self.in_channels, self.flip, argument=argument)
-        else:
-            check_transforms(given, self.in_channels, self.image_size, argument=argument)
+            fill = self.ignore_index if masks else 0
+            named = named_transforms(given, self.image_size, self.in_channels, self.flip, fill, argument)
+            return SeededPipeline([*self.to_size(given), *named], salt)
+        for size in self.source_sizes():
+            check_transforms(given, self.in_channels, self.image_size, size, masks, argument)
         return SeededPipeline(given, salt)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalise the images of the batch, which travel as uint8."""
-        return apply_to_collection(batch, Tensor, self._normalized)
+    def to_size(self, name: str) -> list[Transform]:
+        """What brings images as they are read to ``image_size`` before the named transforms."""
+        return []
 
-    def _normalized(self, x: Tensor) -> Tensor:
+    def source_sizes(self) -> list[tuple[int, int] | None]:
+        """Heights and widths that images may have as they are read. None: ``image_size``."""
+        return [None]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise the images of the batch, which travel as uint8, and give them the size of the epoch."""
+        return apply_to_collection(batch, Tensor, self._arrived, self._size_now())
+
+    def _size_now(self) -> int:
+        """The size of the epoch under way in training, else ``image_size``."""
+        trainer = self.trainer
+        if self._sizes is None or trainer is None or not trainer.training:
+            return self.image_size
+        done = steps_in_epochs(trainer, trainer.current_epoch)
+        return self._sizes.size(done / self._sizes.length.steps(trainer))
+
+    def _arrived(self, x: Tensor, size: int) -> Tensor:
+        """An image batch as the model gets it; masks are resized alike, other tensors stay."""
+        if self.task == "segmentation" and x.ndim == 3 and size != self.image_size:
+            return F.interpolate(x[:, None].float(), size, mode="nearest-exact")[:, 0].to(x.dtype)
         if x.dtype != torch.uint8 or x.ndim != 4:
             return x
         x = self.normalize.batch(x)
+        if size != self.image_size:
+            x = F.interpolate(x, size, mode="bilinear", antialias=True)
         # The Trainer's own conversion, as for precision "64-true", came before the transfer.
         return x if self.trainer is None else self.trainer.precision_plugin.convert_input(x)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_tuning.data.normalize import Normalize, stack
@@ -26,6 +28,33 @@ class ImageView:
 
     def __call__(self, samples: Sequence[np.ndarray], seeds: np.ndarray | None) -> Tensor:
         """Of uint8 images ``[H, W, C]`` the batch ``[B, C, H, W]``."""
-        keys = [0] * len(samples) if seeds is None else seeds.tolist()
-        batch = stack([self.pipeline(image, seed) for image, seed in zip(samples, keys, strict=True)])
+        return self.batch([self.pipeline(image, seed) for image, seed in _seeded(samples, seeds)])
+
+    def batch(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Stack, and normalise."""
+        batch = stack(images)
         return batch if self.normalize is None else self.normalize.batch(batch)
+
+
+class MaskedImageView:
+    """One view of a batch of images with masks, which are moved alike.
+
+    Args:
+        view: That of the images.
+    """
+
+    def __init__(self, view: ImageView) -> None:
+        self.view = view
+
+    def __call__(
+        self, samples: Sequence[tuple[np.ndarray, np.ndarray]], seeds: np.ndarray | None
+    ) -> tuple[Tensor, Tensor]:
+        """The batch ``[B, C, H, W]`` and the class ids of its pixels, int64 ``[B, H, W]``."""
+        moved = [self.view.pipeline(image, seed, mask) for (image, mask), seed in _seeded(samples, seeds)]
+        images, masks = zip(*moved, strict=True)
+        return self.view.batch(images), torch.from_numpy(np.stack(masks).astype(np.int64))
+
+
+def _seeded(samples: Sequence[Any], seeds: np.ndarray | None) -> Iterator[tuple[Any, int]]:
+    """Each sample with its seed."""
+    return zip(samples, [0] * len(samples) if seeds is None else seeds.tolist(), strict=True)

@@ -100,11 +100,15 @@ def named_transforms(
     for part in name.split("+") if isinstance(name, str) else [name]:
         build, settings = _parse(part, argument)
         transforms += build(image_size, channels, flip, **settings)
+    _fill_masks(transforms, fill_mask)
+    return [A.HorizontalFlip(p=0.5), *transforms] if flip and transforms else transforms
+
+
+def _fill_masks(transforms: Transforms, fill_mask: int) -> None:
     for leaf in leaves(transforms):
         # None stands for masks that a transform leaves alone.
         if getattr(leaf, "fill_mask", None) is not None:
             leaf.fill_mask = float(fill_mask)  # type: ignore[attr-defined]
-    return [A.HorizontalFlip(p=0.5), *transforms] if flip and transforms else transforms
 
 
 def _parse(text: Any, argument: str) -> tuple[Callable[..., Transforms], dict[str, Any]]:
@@ -133,7 +137,7 @@ def _number(text: str) -> int | float | str:
     return text
 
 
-def evaluation_transforms(image_size: int, resize: str = "crop") -> Transforms:
+def evaluation_transforms(image_size: int, resize: str = "crop", fill_mask: int = 0) -> Transforms:
     """What makes images of any shape square for validation and test, without chance.
 
     Args:
@@ -141,6 +145,7 @@ def evaluation_transforms(image_size: int, resize: str = "crop") -> Transforms:
         resize: 'crop': the shorter side becomes 8/7 of ``image_size`` and the middle is kept, as with 256 and 224
             pixels for ImageNet; the counterpart of 'resized_crop'. 'squash': both sides become ``image_size``. 'pad':
             the longer side becomes ``image_size``, with black beside or above and below.
+        fill_mask: Class id of mask pixels that come in so.
 
     Raises:
         InvalidValueError: An argument is not allowed.
@@ -155,7 +160,8 @@ def evaluation_transforms(image_size: int, resize: str = "crop") -> Transforms:
     if resize == "squash":
         return [A.Resize(image_size, image_size, **shrink)]
     if resize == "pad":
-        return [A.LongestMaxSize(image_size, **shrink), A.PadIfNeeded(image_size, image_size, fill=0, p=1.0)]
+        pad = A.PadIfNeeded(image_size, image_size, fill=0, fill_mask=fill_mask, p=1.0)
+        return [A.LongestMaxSize(image_size, **shrink), pad]
     return [A.SmallestMaxSize(round(image_size / _CENTRE), **shrink), A.CenterCrop(image_size, image_size, p=1.0)]
 
 

@@ -1,0 +1,150 @@
+"""Images in folders, one for each class."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_tuning.data.encoded_images import EncodedImageDataModule
+from lightning_tuning.data.image_files import ENDINGS, ImageFiles, find_images
+from lightning_tuning.data.targets import read_targets
+from lightning_tuning.errors import InvalidValueError
+
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+UNLABELED = ("unlabeled", "unlabelled")
+
+
+class ImageFolderDataModule(EncodedImageDataModule):
+    """Images in a folder for each class: ``cats/1.jpg``, or with given parts ``train/cats/1.jpg`` and ``test/...``.
+
+    The classes are numbered by number if all their names are integers, and else by alphabet. The parts' folders are
+    called ``train``, ``val`` (or ``valid``, ``validation``) and ``test``; a part without one is taken from ``train``.
+    Images in a folder ``unlabeled`` beside them have no label: with ``unlabeled_batch_size`` they are unlabelled
+    samples like the others. Folders may have folders in them. Batches, views and attributes are those of
+    :class:`EncodedImageDataModule`.
+
+    Args:
+        path: The folder.
+        group: A regular expression whose first group, found in an image's path below the class, says what the image
+            belongs to: ``(patient\\d+)_`` keeps all images of a patient in one part. None: every image is its own.
+        **kwargs: See :class:`EncodedImageDataModule`.
+
+    Raises:
+        InvalidValueError: The folder does not exist or holds something else.
+    """
+
+    def __init__(self, path: str, group: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters("path", "group", logger=False)
+        self.path = path
+        self.group = group
+        try:
+            self._group = None if group is None else re.compile(group)
+        except re.error as error:
+            raise InvalidValueError(f"group is {group!r}, which is no regular expression: {error}.") from None
+        if self._group is not None and not self._group.groups:
+            raise InvalidValueError(f"group is {group!r}; it needs a group in brackets, as in '({group})_'.")
+        if not Path(path).is_dir():
+            raise InvalidValueError(f"There is no folder {Path(path).absolute()}; data.path is {path!r}.")
+
+    def load(self) -> tuple[ImageFiles, np.ndarray]:
+        """The images, by part and class, and their class ids."""
+        root = Path(self.path)
+        files: list[Path] = []
+        classes: list[str] = []
+        parts: list[str] = []
+        others: list[Path] = []
+        given, class_folders = _layout(root)
+        for part, folder in class_folders:
+            found, strange = find_images(folder)
+            others += strange
+            if not found:
+                raise InvalidValueError(
+                    f"The class folder {folder} holds no image; their names end in {', '.join(sorted(ENDINGS))}. "
+                    "Remove the folder, or put its images there."
+                )
+            files += found
+            classes += [folder.name] * len(found)
+            parts += [part] * len(found)
+        _check_classes(root, classes, parts)
+        labels, self.class_names = read_targets({"class": classes}, "multiclass", self.path)
+        self.num_classes = len(self.class_names)
+        for name in UNLABELED:
+            found, strange = find_images(root / name) if (root / name).is_dir() else ([], [])
+            files, others = files + found, others + strange
+            parts += ["train"] * len(found)
+            labels = np.append(labels, np.full(len(found), -1))
+        if others and not self.keys:  # told once
+            rank_zero_warn(
+                f"{len(others)} files in {root} are left out, as their names do not end like those of images, such as "
+                f"{others[0]}."
+            )
+        self.given_parts = np.array(parts) if given else None
+        self.keys = [path.relative_to(root).as_posix() for path in files]
+        self.groups = self._groups(self.keys)
+        return ImageFiles(files, self.in_channels), labels
+
+    def _groups(self, keys: Sequence[str]) -> np.ndarray | None:
+        if self._group is None:
+            return None
+        found = [self._group.search(key) for key in keys]
+        without = [key for key, match in zip(keys, found, strict=True) if match is None]
+        if without:
+            raise InvalidValueError(
+                f"group is {self.group!r}, which is not in {without[0]!r} and {len(without) - 1} other paths. "
+                "It must be found in every image's path."
+            )
+        return np.array([match[1] for match in found if match is not None])
+
+
+def _layout(root: Path) -> tuple[bool, list[tuple[str, Path]]]:
+    """Whether the folder gives parts, and part and folder of each class."""
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    folders = [path for path in folders if path.name not in UNLABELED]
+    parts = [path for path in folders if path.name in PARTS]
+    if not any(PARTS[path.name] == "train" for path in parts):
+        if not folders:
+            raise InvalidValueError(
+                f"{root} holds no folder. There must be one for each class, as in {root}/cats/1.jpg, or train and test "
+                f"with one for each class, as in {root}/train/cats/1.jpg."
+            )
+        return False, [("train", path) for path in folders]
+    if len(parts) < len(folders):
+        stray = next(path for path in folders if path not in parts)
+        raise InvalidValueError(
+            f"{root} holds {parts[0].name} and {stray.name}. Beside {parts[0].name} there may be val, test and "
+            "unlabeled; the folders of the classes stand in them."
+        )
+    inner = [
+        (PARTS[part.name], path)
+        for part in parts
+        for path in sorted(part.iterdir())
+        if path.is_dir() and not path.name.startswith(".")
+    ]
+    return True, inner
+
+
+def _check_classes(root: Path, classes: list[str], parts: list[str]) -> None:
+    """Whether training has every class."""
+    sizes = Counter(zip(parts, classes, strict=True))
+    missing = sorted({name for part, name in sizes if ("train", name) not in sizes})
+    if missing:
+        raise InvalidValueError(
+            f"{root}: training has no image of {', '.join(map(repr, missing))}, but val or test has."
+        )
+    if not classes:
+        raise InvalidValueError(f"{root}: the folders of the parts hold no folders of classes.")

@@ -1,0 +1,168 @@
+"""Images that a table names, with their labels, values or masks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lightning_tuning.data.bad_samples import BadSampleError
+from lightning_tuning.data.encoded_images import EncodedImageDataModule
+from lightning_tuning.data.image_files import ImageFiles, MaskedImages
+from lightning_tuning.data.targets import TASKS, read_targets
+from lightning_tuning.data.text_table import read_table
+from lightning_tuning.errors import InvalidValueError, check_choice, did_you_mean
+
+_PARTS = ("train", "val", "test")
+
+
+class ImageTableDataModule(EncodedImageDataModule):
+    """Images whose paths stand in a table (CSV, TSV or Parquet) beside their labels, values or masks.
+
+    ``y`` is int64 ``[N]``, float32 ``[N, K]`` of 0 and 1, float32 ``[N, D]``, or, with ``mask``, the class id of each
+    pixel, int64 ``[N, H, W]``. With ``unlabeled_batch_size`` a row's class may be left empty: its image is an
+    unlabelled sample. Batches, views and attributes are those of :class:`EncodedImageDataModule`.
+
+    Args:
+        path: The table: ``.csv``, ``.tsv`` or ``.parquet``, with the columns' names in the first line.
+        image: The column of the images' paths, relative to ``root``.
+        target: The column of the targets, or a list of columns. With ``mask`` it is not read.
+        task: ``multiclass``: ``target`` holds the classes' names. ``multilabel``: each of its columns is 1 where an
+            image has the label, else 0. ``regression``: its columns are values.
+        mask: The column of the masks' paths, indexed or grey PNGs of class ids; 255 is a pixel without a class. None:
+            there are no masks.
+        drawn_on: Whether masks without an EXIF rotation of their own were drawn on the images as they are ``stored`` or
+            as they are ``shown``; ``auto``: as the sizes tell, and an error where they do not.
+        classes: The classes' names, by id. With ``mask`` they are needed. None: those that ``target`` holds, numbered
+            by number if all are integers, and else by alphabet.
+        root: The folder that all paths must be in. None: the table's.
+        group: A column that says what an image belongs to, such as a patient. No group is in two parts. None: every
+            image is its own.
+        part: A column that holds ``train``, ``val`` or ``test``. None: the parts are drawn.
+        **kwargs: See :class:`EncodedImageDataModule`.
+
+    Raises:
+        InvalidValueError: An argument is not allowed, or the table is no such table.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        image: str = "image",
+        target: str | list[str] = "label",
+        task: Literal["multiclass", "multilabel", "regression"] = "multiclass",
+        mask: str | None = None,
+        drawn_on: Literal["auto", "stored", "shown"] = "auto",
+        classes: list[str] | None = None,
+        root: str | None = None,
+        group: str | None = None,
+        part: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_choice("task", task, TASKS)
+        check_choice("drawn_on", drawn_on, ("auto", "stored", "shown"))
+        if mask is not None and not classes:
+            raise InvalidValueError(f"mask is {mask!r}, so classes is needed: the names of the classes, by class id.")
+        if mask is not None and self.unlabeled_batch_size:
+            raise InvalidValueError(
+                "unlabeled_batch_size is for labels, not for masks: two views of an image do not show the same at the "
+                "same pixel. Write unlabeled_batch_size=0."
+            )
+        if classes is not None and len(set(classes)) < len(classes):
+            raise InvalidValueError(f"classes is {classes!r}; each name may stand there once.")
+        self.path = path
+        self.image = image
+        self.target = [target] if isinstance(target, str) else list(target)
+        self.task = task if mask is None else "segmentation"
+        self.mask = mask
+        self.drawn_on = drawn_on
+        self.classes = classes
+        self.root = root
+        self.group = group
+        self.part = part
+
+    def load(self) -> tuple[Sequence[Any], np.ndarray]:
+        """The images, or images and masks, and the targets."""
+        targets = [] if self.mask else self.target
+        columns = [name for name in (self.image, self.mask, self.group, self.part) if name]
+        blank = self.task == "multiclass" and self.unlabeled_batch_size > 0
+        table = read_table(self.path, [*columns, *targets], required=[*columns, *([] if blank else targets)])
+        root = Path(self.root) if self.root is not None else Path(self.path).parent
+        self.keys = self._keys(table[self.image])
+        self.groups = np.array(table[self.group]) if self.group else None
+        self.given_parts = self._parts_of(table[self.part]) if self.part else None
+        images = ImageFiles(self._paths(root, self.image, table[self.image]), self.in_channels)
+        if self.mask:
+            self.class_names = tuple(self.classes or ())
+            self.num_classes = len(self.class_names)
+            masks = self._paths(root, self.mask, table[self.mask])
+            pairs = MaskedImages(images, masks, self.num_classes, self.ignore_index, self.drawn_on)
+            return pairs, np.zeros(len(images), dtype=np.int64)
+        labels, self.class_names = self._targets({name: table[name] for name in targets})
+        self.num_classes = len(self.class_names)
+        return images, labels
+
+    def _targets(self, columns: dict[str, list[str]]) -> tuple[np.ndarray, tuple[str, ...]]:
+        if self.task != "multiclass":
+            return read_targets(columns, self.task, self.path)
+        fields = columns[self.target[0]] if len(self.target) == 1 else []
+        known = np.array([bool(field.strip()) for field in fields], dtype=bool)
+        if known.all():
+            labels, names = read_targets(columns, self.task, self.path)
+        else:
+            some = {self.target[0]: [field for field in fields if field.strip()]}
+            labels = np.full(len(fields), -1)
+            labels[known], names = read_targets(some, self.task, self.path)
+        if self.classes is None:
+            return labels, names
+        for row, field in enumerate(fields, start=1):
+            if field.strip() and field not in self.classes:
+                raise InvalidValueError(
+                    f"{self.path}, row {row}: {self.target[0]!r} is {field!r}{did_you_mean(field, self.classes)} It "
+                    f"must be one of classes: {', '.join(map(repr, self.classes))}."
+                )
+        ids = np.array([self.classes.index(name) for name in names])
+        return np.where(labels >= 0, ids[labels], -1), tuple(self.classes)
+
+    def _keys(self, names: list[str]) -> list[str]:
+        rows: dict[str, int] = {}
+        for row, name in enumerate(names, start=1):
+            first = rows.setdefault(name, row)
+            if first != row:
+                raise InvalidValueError(
+                    f"{self.path}: rows {first} and {row} are of the same image, {name!r}. Each image may have one row."
+                )
+        return names
+
+    def _parts_of(self, names: list[str]) -> np.ndarray:
+        for row, name in enumerate(names, start=1):
+            if name not in _PARTS:
+                raise InvalidValueError(
+                    f"{self.path}, row {row}: {self.part!r} is {name!r}; it must be one of {', '.join(_PARTS)}."
+                )
+        return np.array(names)
+
+    def _paths(self, root: Path, column: str, names: list[str]) -> list[str]:
+        """The files; none may lie outside the root."""
+        top = os.path.abspath(root)
+        paths = [os.path.normpath(os.path.join(top, name)) for name in names]
+        for row, (name, path) in enumerate(zip(names, paths, strict=True), start=1):
+            if os.path.commonpath([top, path]) != top:
+                raise InvalidValueError(
+                    f"{self.path}, row {row}: {column!r} is {name!r}, which is outside of {top}. Paths must stay in "
+                    "that folder; write root=... if it is another one."
+                )
+        missing = [path for path in paths if not os.path.isfile(path)] if self.on_bad_sample == "raise" else []
+        if missing:
+            raise BadSampleError(
+                missing[0],
+                f"it does not exist, nor do {len(missing) - 1} others of the {len(paths)} that {self.path} names"
+                if len(missing) > 1
+                else f"it does not exist, but {self.path} names it",
+                "Correct the paths or root, or write on_bad_sample='skip' to go without up to 1 %.",
+            )
+        return paths
