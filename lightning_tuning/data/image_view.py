@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_tuning.data.normalize import Normalize, stack
 from lightning_tuning.data.pipeline import SeededPipeline
+from lightning_tuning.data.weak_batch import WeakBatch
 
 
 class ImageView:
@@ -25,12 +26,15 @@ class ImageView:
     def __init__(self, pipeline: SeededPipeline, normalize: Normalize | None) -> None:
         self.pipeline = pipeline
         self.normalize = normalize
+        self._weak = WeakBatch.of(pipeline)
 
     def __call__(self, samples: Sequence[np.ndarray], seeds: np.ndarray | None) -> Tensor:
         """Of uint8 images ``[H, W, C]`` the batch ``[B, C, H, W]``."""
+        if self._weak is not None and seeds is not None and self._weak.takes(samples):
+            return self.batch(self._weak(samples, seeds))
         return self.batch([self.pipeline(image, seed) for image, seed in _seeded(samples, seeds)])
 
-    def batch(self, images: Sequence[np.ndarray]) -> Tensor:
+    def batch(self, images: Sequence[np.ndarray] | np.ndarray) -> Tensor:
         """Stack, and normalise."""
         batch = stack(images)
         return batch if self.normalize is None else self.normalize.batch(batch)

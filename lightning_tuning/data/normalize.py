@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 
-def stack(images: Sequence[np.ndarray]) -> Tensor:
+def stack(images: Sequence[np.ndarray] | np.ndarray) -> Tensor:
     """Images ``[H, W, C]`` of one size as a batch ``[N, C, H, W]``, in memory as they are: channels last."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    batch = images if isinstance(images, np.ndarray) else np.stack(images)
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
 class Normalize:

@@ -5,8 +5,12 @@ import random
 import albumentations as A
 import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
 
 from lightning_tuning.data import Deterministic, SeededPipeline, named_transforms
+from lightning_tuning.data.image_view import ImageView
 from lightning_tuning.data.weak_batch import WeakBatch
 
 
@@ -123,3 +127,40 @@ def test_which_images_it_takes():
     assert not weak.takes([good, tall])
     assert not weak.takes([tall])
     assert not weak.takes([])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_datamodule_gives_the_same_batches_with_it_and_without(digits, monkeypatch, num_workers):
+    """Labelled and unlabelled views over an epoch; by hand, so normalised, and bytes as the Trainer gets them."""
+    settings = {"num_labels": 40, "batch_size": 8, "unlabeled_batch_size": 24, "steps_per_epoch": 4, "flip": True}
+    settings |= {"unlabeled_views": "weak strong weak_2", "num_workers": num_workers}
+    views = []
+
+    def spy(self, images, seeds):
+        views.append(len(images))
+        return call(self, images, seeds)
+
+    def batches(running):
+        datamodule = digits(**settings)
+        if running:
+            datamodule.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+            datamodule.trainer.state.status = TrainerStatus.RUNNING
+        return list(datamodule.train_dataloader())
+
+    call = WeakBatch.__call__
+    monkeypatch.setattr(WeakBatch, "__call__", spy)
+    fast = [batches(False), batches(True)]
+    assert views == (0 if num_workers else 8) * [8, 24, 24]
+    monkeypatch.setattr(WeakBatch, "of", lambda pipeline: None)
+    slow = [batches(False), batches(True)]
+    assert views == (0 if num_workers else 8) * [8, 24, 24]
+    assert [batch["labeled"][0].dtype for run in fast for batch in run] == [torch.float32] * 4 + [torch.uint8] * 4
+    torch.testing.assert_close(fast, slow, rtol=0, atol=0)
+
+
+def test_a_view_of_images_of_another_size_is_the_pipelines():
+    """Such as images that are larger than the crop."""
+    view = ImageView(SeededPipeline(named_transforms("weak", 8, 3, flip=True)), None)
+    images, seeds = random_images(6, 12, 3), random_seeds(6)
+    expected = np.stack([view.pipeline(image, seed) for image, seed in zip(images, seeds.tolist(), strict=True)])
+    np.testing.assert_array_equal(view(list(images), seeds).permute(0, 2, 3, 1), expected)
