@@ -176,7 +176,8 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Load the samples, split them, choose the labels."""
-        self.samples, self.labels = self.load()
+        samples, self.labels = self.load()
+        self.samples = self.kept(samples)
         if len(self.keys) != len(self.labels):
             self.keys = [str(index) for index in range(len(self.labels))]
         if self.split_file is None:
@@ -191,6 +192,10 @@ class KeyedDataModule(LightningDataModule, ABC):
         if self.trainer is not None and stage == "fit":
             record_split(self.trainer, self.keys, self._parts)
         self.prepare_views()
+
+    def kept(self, samples: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
+        """The samples behind a cache, if there is one."""
+        return samples
 
     @property
     def known(self) -> np.ndarray:

@@ -116,7 +116,22 @@ def _parse(text: Any, argument: str) -> tuple[Callable[..., Transforms], dict[st
     name = found[1] if found else text
     check_choice(argument, name, NAMED_TRANSFORMS)
     build = NAMED_TRANSFORMS[name]
-    names = list(inspect.signature(build).parameters)[3:]
+    return build, settings_of(text, list(inspect.signature(build).parameters)[3:], argument)
+
+
+def settings_of(text: str, names: list[str], argument: str) -> dict[str, Any]:
+    """The settings in the brackets of ``name(2, m=9)``, by their names.
+
+    Args:
+        text: The whole text.
+        names: The settings that there are, in order.
+        argument: What ``text`` is called in messages.
+
+    Raises:
+        InvalidValueError: A setting is unknown or twice there.
+    """
+    found = _FORM.fullmatch(text)
+    name = found[1] if found else text
     items = [item.strip() for item in (found[2] if found and found[2] else "").split(",") if item.strip()]
     settings: dict[str, Any] = {}
     for position, item in enumerate(items):
@@ -127,7 +142,7 @@ def _parse(text: Any, argument: str) -> tuple[Callable[..., Transforms], dict[st
             twice = f"{key!r} twice." if key in names else f"no setting {key!r}{did_you_mean(key, names)}"
             raise InvalidValueError(f"{argument} is {text.strip()!r}, but {name} has {twice} {has}")
         settings[key] = _number(value)
-    return build, settings
+    return settings
 
 
 def _number(text: str) -> int | float | str:
