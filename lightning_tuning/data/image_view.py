@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_tuning.data.normalize import Normalize, stack
 from lightning_tuning.data.pipeline import SeededPipeline
+from lightning_tuning.data.weak_batch import WeakBatch
 
 
 class ImageView:
@@ -25,6 +26,7 @@ class ImageView:
     def __init__(self, pipeline: SeededPipeline, normalize: Normalize | None) -> None:
         self.pipeline = pipeline
         self.normalize = normalize
+        self._weak = WeakBatch.of(pipeline)
 
     def __call__(self, samples: Sequence[np.ndarray], seeds: np.ndarray | None) -> Tensor:
         """Of uint8 images ``[H, W, C]`` the batch ``[B, C, H, W]``."""
@@ -33,6 +35,8 @@ class ImageView:
 
     def unnormalized(self, samples: Sequence[np.ndarray], seeds: np.ndarray | None) -> Tensor:
         """The batch in uint8."""
+        if self._weak is not None and seeds is not None and self._weak.takes(samples):
+            return stack(self._weak(samples, seeds))
         return stack([self.pipeline(image, seed) for image, seed in _seeded(samples, seeds)])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import albumentations as A
 import cv2
 
+from lightning_tuning.data.affine import Affine
 from lightning_tuning.data.pipeline import Transform, leaves
 from lightning_tuning.data.policies import augmix, randaugment, trivialaugment
 from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range, did_you_mean
@@ -37,7 +38,7 @@ def weak_transforms(image_size: int, channels: int = 1, flip: bool = False) -> T
 def strong_transforms(image_size: int, channels: int = 1, flip: bool = False) -> Transforms:
     """Shift, scale, rotate and shear; brightness and contrast; one dark rectangle on half of the images."""
     return [
-        A.Affine(translate_percent=(-0.1, 0.1), scale=(0.8, 1.15), rotate=(-20, 20), shear=(-12, 12), fill=0, p=1.0),
+        Affine(translate_percent=(-0.1, 0.1), scale=(0.8, 1.15), rotate=(-20, 20), shear=(-12, 12), fill=0, p=1.0),
         A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.3, p=0.8),
         A.Erasing(scale=(0.02, 0.08), ratio=(0.5, 2.0), fill=0, p=0.5),
     ]
