@@ -133,9 +133,9 @@ def _layout(root: Path) -> tuple[bool, list[tuple[str, Path]]]:
             f"{root} holds {parts[0].name} and {stray.name}. Beside {parts[0].name} there may be val, test and "
             "unlabeled; the folders of the classes stand in them."
         )
-    stray = next((part / name for part in parts for name in UNLABELED if (part / name).is_dir()), None)
-    if stray is not None:
-        raise InvalidValueError(f"{stray} would be a class. Images without a label belong in {root / stray.name}.")
+    astray = next((part / name for part in parts for name in UNLABELED if (part / name).is_dir()), None)
+    if astray is not None:
+        raise InvalidValueError(f"{astray} would be a class. Images without a label belong in {root / astray.name}.")
     return True, [(PARTS[part.name.lower()], path) for part in parts for path in _folders(part)]
 
 

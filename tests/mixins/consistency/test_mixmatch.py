@@ -215,16 +215,19 @@ def test_a_target_of_probabilities_is_mixed_as_it_is(draws):
     assert net.training_step(batch, 0).item() == pytest.approx(net.training_step(soft, 0).item(), rel=1e-6)
 
 
-def test_terms():
+@pytest.mark.parametrize(("unknown", "expected"), [(0, 6 / 8), (1, 6 / 7), (5, 2 / 3)])
+def test_terms(unknown, expected):
+    """True classes that are not known, -1, count neither as right nor as wrong."""
     batch = two_weak_views()
     net = Net(linear(), mixmatch_weight=3.0)
     with torch.no_grad():
         predicted = sum(net.network(batch["unlabeled"][name]).softmax(1) for name in ("weak", "weak_2")).argmax(1)
     true = predicted.clone()
     true[:2] = (true[:2] + 1) % 3  # six of eight are right
+    true[{0: [], 1: [0], 5: [0, 3, 4, 5, 6]}[unknown]] = -1
     batch["unlabeled"]["target"] = true
     metrics = fit(net, [batch]).callback_metrics
-    assert metrics["train/mixmatch_precision_epoch"].item() == pytest.approx(6 / 8)
+    assert metrics["train/mixmatch_precision_epoch"].item() == pytest.approx(expected)
     assert 0 < metrics["train/mixmatch_epoch"].item() < 2 / 3
 
 
