@@ -20,7 +20,7 @@ from lightning_tuning.errors import InvalidValueError
 def record_split(trainer: Trainer, keys: Sequence[str], split: Split) -> None:
     """Write ``split.csv`` into the folder of the run's logger; another run's is left as it is, and ``split-2.csv`` and
     so on are tried. Without a logger nothing is written."""
-    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if not trainer.loggers:
         return
     folder = trainer.log_dir  # a broadcast: every rank has to ask
     if folder is None or not trainer.is_global_zero:

@@ -423,3 +423,16 @@ def test_it_trains_is_saved_and_comes_back(tmp_path):
     again.setup()
     assert (again.path, again.group, again.resize, again.image_size) == (str(root), r"(\d)\.", "pad", 8)
     assert again.train_indices.tolist() == data.train_indices.tolist()
+
+
+@pytest.mark.parametrize(("augment", "seen"), [("resized_crop", True), ("weak", False)])
+def test_a_resized_crop_is_of_the_whole_image(tmp_path, augment, seen):
+    """What evaluation cuts off, left and right, is there in training."""
+    pixels = np.full((16, 64, 3), 100, np.uint8)
+    pixels[:, :12], pixels[:, -12:] = 200, 250
+    for name in ("a/1.png", "b/1.png"):
+        write(tmp_path / name, pixels)
+    kwargs = {"image_size": 14, "resize": "crop", "mean": [0.0] * 3, "std": [1.0] * 3, "val_size": 0, "test_size": 0}
+    data = folder(tmp_path, **kwargs, augment=augment, batch_size=60, steps_per_epoch=1)
+    values = (next(iter(data.train_dataloader()))[0] * 255).round().unique().tolist()
+    assert ({200, 250} <= {*values}) == seen
