@@ -84,6 +84,8 @@ class KeyedDataModule(LightningDataModule, ABC):
         groups: After ``setup``, what each sample belongs to, ``[N]``; no group is in two parts. None: it is its own.
         given_parts: After ``setup``, the part that the data give each sample, ``train``, ``val`` or ``test``, ``[N]``.
             None: they give none.
+        weights: After ``setup``, how often each labelled sample is drawn in training, in proportion, ``[N]``. None:
+            each once in a pass, or as `balance` says.
         bad_samples: After ``setup``, counts the samples that are skipped. None: the first bad one ends the run.
         train_indices: After ``setup``, the training part; ``val_indices`` and ``test_indices`` likewise.
         labeled_indices: After ``setup``, the training samples that keep their label.
@@ -104,6 +106,7 @@ class KeyedDataModule(LightningDataModule, ABC):
     keys: Sequence[str] = ()
     groups: np.ndarray | None = None
     given_parts: np.ndarray | None = None
+    weights: np.ndarray | None = None
     bad_samples: BadSamples | None = None
 
     def __init__(
@@ -282,8 +285,15 @@ class KeyedDataModule(LightningDataModule, ABC):
         labels = self.labels[self.labeled_indices]
         if self.balance and self.task != "multiclass":
             raise InvalidValueError(f"balance is {self.balance!r}, but the targets are no classes. Write balance=0.")
+        if self.balance and self.weights is not None:
+            raise InvalidValueError(
+                f"balance is {self.balance!r}, but the samples have weights. Leave one of them out."
+            )
         weights = balanced_weights(labels, self.balance) if self.balance else None
-        return Stream("labeled", self.labeled_indices, self.batch_size, weights, labels)
+        if self.weights is not None:
+            weights = self.weights[self.labeled_indices]
+        classes = labels if self.task == "multiclass" else None
+        return Stream("labeled", self.labeled_indices, self.batch_size, weights, classes)
 
     def _keyed_loader(self, batches: Any, streams: Sequence[Stream]) -> KeyedLoader:
         """A loader of the streams, as long as ``steps_per_epoch`` says; else as one pass over the last of them."""
