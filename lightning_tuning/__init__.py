@@ -106,10 +106,12 @@ _HOME = {
     "data": (
         "ArrayDataModule",
         "DigitsDataModule",
+        "HuggingFaceDataModule",
         "ImageFolderDataModule",
         "ImageTableDataModule",
         "TableDataModule",
         "TextDataModule",
+        "WebDatasetDataModule",
     ),
     "presets": ("preset", "preset_names"),
     "cli": ("TuningCLI",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import time
@@ -23,7 +22,10 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 # Imported for their names: a class that is imported can be written without its module.
 from lightning_tuning import __version__, callbacks, data, mixins, modules  # noqa: F401
-from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser
+from lightning_tuning.cli_audit import COMMAND as AUDIT
+from lightning_tuning.cli_audit import HELP as AUDIT_HELP
+from lightning_tuning.cli_audit import audit_parser, run_audit
+from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, default_name, raised_by_constructor
 from lightning_tuning.cli_plot import COMMAND as PLOT
 from lightning_tuning.cli_plot import PlotConfig, plot_schedule
 from lightning_tuning.errors import InvalidValueError, TuningError
@@ -46,9 +48,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; default: those of the process.
 
     Returns:
-        The exit code: 0 done, 2 the user can mend it (one message, no traceback unless ``--debug``), 3 a guard stopped
-        the training (likewise), 130 Ctrl-C, 143 SIGTERM. Any other error is raised, so that it leaves its traceback
-        and the code 1.
+        The exit code: 0 done, 1 ``audit`` found errors in the data, 2 the user can mend it (one message, no traceback
+        unless ``--debug``), 3 a guard stopped the training (likewise), 130 Ctrl-C, 143 SIGTERM. Any other error is
+        raised, so that it leaves its traceback and the code 1.
     """
     args = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in args
@@ -60,6 +62,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         with quiet():
+            if args[:1] == [AUDIT]:
+                return run_audit(args[1:])
             TuningCLI(args)
     except (TuningError, MisconfigurationException) as error:
         if debug:
@@ -153,6 +157,7 @@ class TuningCLI(LightningCLI):
         self._subcommand_parsers[PLOT] = self._prepare_subcommand_parser(Trainer, "fit", description=help_text)
         self._subcommand_parsers[PLOT].add_class_arguments(PlotConfig, "plot")
         subcommands.add_subcommand(PLOT, self._subcommand_parsers[PLOT], help=help_text)
+        subcommands.add_subcommand(AUDIT, audit_parser(), help=AUDIT_HELP)
         help_text = "Print the techniques, callbacks and presets there are."
         subcommands.add_subcommand("list", ArgumentParser(description=help_text), help=help_text)
 
@@ -165,7 +170,7 @@ class TuningCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
         config = self.config[self.config.subcommand]
-        config.run.name = config.run.name or _default_name(config)
+        config.run.name = config.run.name or default_name(config.config, config.model.class_path)
         path = find_checkpoint(config.ckpt_path, config.run)
         if path is None:
             return
@@ -206,7 +211,7 @@ class TuningCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise _raised_by_constructor(error) from None
+            raise raised_by_constructor(error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")
@@ -339,19 +344,3 @@ class TuningCLI(LightningCLI):
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _default_name(config: Any) -> str:
-    """What an experiment is called that has no ``run.name``."""
-    files = [Path(os.path.abspath(str(path))) for path in config.config or [] if path]
-    for path in files:
-        if preset_of(path) is None:
-            return path.parent.name if path.stem == "config" else path.stem
-    return config.model.class_path.rpartition(".")[2]
-
-
-def _raised_by_constructor(error: BaseException) -> BaseException:
-    """The error that a class raised when it was made: jsonargparse wraps it in a list of the types it tried."""
-    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union subtypes"):
-        error = error.__cause__
-    return error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -17,7 +19,7 @@ from lightning_tuning.cli_help import ShortHelp
 from lightning_tuning.errors import CompositionError, did_you_mean
 from lightning_tuning.mixins.composition import check_not_pytorch_lightning
 from lightning_tuning.modules.lean import Lean, not_offered
-from lightning_tuning.presets import PREFIX, preset_path
+from lightning_tuning.presets import PREFIX, preset_of, preset_path
 
 _NOISE = re.compile(
     r"^\s*(- )?(Expected a <class 'NoneType'>|Expected a path but .* not accessible or invalid"
@@ -62,6 +64,27 @@ class TuningParser(LightningArgumentParser):
         source = f"{parser.config_in_use}: " if parser.config_in_use else ""
         sys.stderr.write(f"{program}: {source}{explain(message, parser)}\nAll options: {program} --help\n")
         raise SystemExit(2) from ex
+
+
+def default_name(files: Iterable[Any] | None, class_path: str) -> str:
+    """What an experiment is called that has no ``run.name``: as the first configuration that is no preset.
+
+    Args:
+        files: The configurations; those given as text are empty.
+        class_path: Names the experiment if there is none.
+    """
+    paths = [Path(os.path.abspath(str(file))) for file in files or [] if file]
+    for path in paths:
+        if preset_of(path) is None:
+            return path.parent.name if path.stem == "config" else path.stem
+    return class_path.rpartition(".")[2]
+
+
+def raised_by_constructor(error: BaseException) -> BaseException:
+    """The error that a class raised when it was made: jsonargparse wraps it in a list of the types it tried."""
+    while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union subtypes"):
+        error = error.__cause__
+    return error
 
 
 def explain(message: str, parser: ArgumentParser) -> str:

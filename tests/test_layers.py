@@ -13,7 +13,10 @@ import lightning_tuning
 
 PACKAGE = Path(lightning_tuning.__file__).parent
 LAYERS = (
-    ("cli", "cli_curves", "cli_help", "cli_list", "cli_parser", "cli_plot", "cli_probe", "presets", "__main__"),
+    (
+        *("cli", "cli_audit", "cli_curves", "cli_help", "cli_list", "cli_parser", "cli_plot", "cli_probe"),
+        *("presets", "__main__"),
+    ),
     ("modules",),
     ("mixins", "callbacks", "data", "runs"),
     ("timing",),

@@ -9,11 +9,12 @@ from lightning_tuning.data.arrays import ArrayDataModule
 from lightning_tuning.data.augmix import AugMix
 from lightning_tuning.data.bad_samples import BadSampleError, BadSamples
 from lightning_tuning.data.contact_sheet import save_views
-from lightning_tuning.data.decode import image_size, read_image, read_mask
+from lightning_tuning.data.decode import decode_image, decode_size, image_size, read_image, read_mask
 from lightning_tuning.data.device_augment import DeviceAugment
 from lightning_tuning.data.digits import DigitsDataModule
 from lightning_tuning.data.encoded_images import EncodedImageDataModule
 from lightning_tuning.data.folds import fold_numbers, fold_of, parse_fold
+from lightning_tuning.data.hugging_face import HuggingFaceDataModule
 from lightning_tuning.data.image_datamodule import ImageDataModule
 from lightning_tuning.data.image_files import ImageFiles, MaskedImages
 from lightning_tuning.data.image_folder import ImageFolderDataModule
@@ -22,6 +23,7 @@ from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader
 from lightning_tuning.data.pipeline import Deterministic, SeededPipeline, Transform
+from lightning_tuning.data.pixel_cache import PixelCache
 from lightning_tuning.data.progressive import ImageSizeSchedule
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Keys, Stream
 from lightning_tuning.data.split_manifest import Split, find_duplicates, load_split, save_split
@@ -44,6 +46,7 @@ from lightning_tuning.data.text_transforms import (
 from lightning_tuning.data.transform_checks import check_transforms
 from lightning_tuning.data.transforms import NAMED_TRANSFORMS, evaluation_transforms, named_transforms
 from lightning_tuning.data.vocabulary import Vocabulary
+from lightning_tuning.data.web_dataset import WebDatasetDataModule
 from lightning_tuning.data.weighted_order import balanced_weights
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "EncodedImageDataModule",
     "EvalSampler",
     "FixedSampler",
+    "HuggingFaceDataModule",
     "ImageDataModule",
     "ImageFiles",
     "ImageFolderDataModule",
@@ -70,6 +74,7 @@ __all__ = [
     "Keys",
     "MaskedImages",
     "OneOf",
+    "PixelCache",
     "RandomDeletion",
     "RandomInsertion",
     "RandomSwap",
@@ -85,9 +90,12 @@ __all__ = [
     "TokenDropout",
     "Transform",
     "Vocabulary",
+    "WebDatasetDataModule",
     "balanced_weights",
     "check_transforms",
     "choose_labeled",
+    "decode_image",
+    "decode_size",
     "evaluation_transforms",
     "find_duplicates",
     "fold_numbers",

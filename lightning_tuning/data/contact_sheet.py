@@ -25,12 +25,18 @@ def save_views(datamodule: ImageDataModule, path: str | Path, n: int = 8) -> Non
     rows = len(datamodule.pipelines)
     figure = Figure(figsize=(len(indices), 0.4 + rows), layout="constrained")
     axes = figure.subplots(rows, len(indices), squeeze=False)
-    for row, (name, pipeline) in enumerate(datamodule.pipelines.items()):
+    samples = [datamodule.images[index] for index in indices]
+    for row, name in enumerate(datamodule.pipelines):
         axes[row, 0].set_ylabel("original" if name == "none" else name)
-        for axis, index, seed in zip(axes[row], indices, seeds, strict=True):
-            view = pipeline(datamodule.images[index], seed)
-            axis.imshow(view, cmap="gray" if datamodule.in_channels == 1 else None, vmin=0, vmax=255)
+        batch = datamodule.view(name).unnormalized(samples, seeds)
+        images, masks = batch if isinstance(batch, tuple) else (batch, [None] * len(samples))
+        for axis, image, mask in zip(axes[row], images, masks, strict=True):
+            pixels = image.permute(1, 2, 0).numpy()
+            axis.imshow(pixels, cmap="gray" if datamodule.in_channels == 1 else None, vmin=0, vmax=255)
+            if mask is not None:
+                axis.imshow(mask, cmap="tab20", alpha=0.5, vmin=0, vmax=20, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-    for axis, index in zip(axes[0], indices, strict=True):
-        axis.set_title(datamodule.class_names[datamodule.labels[index]])
+    if datamodule.task == "multiclass":
+        for axis, index in zip(axes[0], indices, strict=True):
+            axis.set_title(datamodule.class_names[datamodule.labels[index]])
     figure.savefig(path, dpi=110)

@@ -46,11 +46,30 @@ def read_image(path: PathLike, channels: int = 3, *, max_pixels: int = MAX_PIXEL
         ISO/IEC 10918-6:2013, 6.1, for CMYK in JPEG: 0 is no ink, but full ink where an Adobe marker stands. Pillow
         takes 0 as full ink always.
     """
-    if channels not in (1, 3):
-        raise InvalidValueError(f"channels is {channels!r}; it must be 1 (grey) or 3 (RGB).")
-    data, header = _load(path, max_pixels)
+    _check_channels(channels)
+    return decode_image(_content(path), path, channels, max_pixels=max_pixels)
+
+
+def decode_image(data: bytes, name: PathLike, channels: int = 3, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """As :func:`read_image`, of the bytes of a file that lies within another, such as an archive.
+
+    Args:
+        data: All bytes of the file.
+        name: What messages call it.
+        channels: 3 for RGB, 1 for grey.
+        max_pixels: The largest height times width that is decoded.
+
+    Returns:
+        uint8 ``[H, W, channels]``.
+
+    Raises:
+        BadSampleError: As :func:`read_image`.
+        InvalidValueError: ``channels`` is neither 1 nor 3.
+    """
+    _check_channels(channels)
+    header = _checked_header(data, name, max_pixels)
     opencv_is_right = header.channels < 4 if header.format == "JPEG" else header.format == "PNG" and not header.indexed
-    pixels = by_opencv(path, data, header) if opencv_is_right else by_pillow(path, data, header)
+    pixels = by_opencv(name, data, header) if opencv_is_right else by_pillow(name, data, header)
     pixels = with_channels(eight_bits(over_white(pixels)), channels)
     return np.ascontiguousarray(turned(pixels, header.orientation or 1))
 
@@ -83,7 +102,8 @@ def read_mask(
         InvalidValueError: ``drawn_on`` is none of the three.
     """
     check_choice("drawn_on", drawn_on, ("auto", "stored", "shown"))
-    data, header = _load(path, max_pixels)
+    data = _content(path)
+    header = _checked_header(data, path, max_pixels)
     if header.format != "PNG":
         _refuse_as_mask(path, f"it is a {header.format} file, which may hold fractions, NaN or blurred class ids")
     if header.channels != 1:
@@ -117,6 +137,15 @@ def image_size(path: PathLike) -> tuple[int, int]:
         return read_header(file, path).shown
 
 
+def decode_size(data: bytes, name: PathLike) -> tuple[int, int]:
+    """As :func:`image_size`, of the bytes of a file that lies within another.
+
+    Raises:
+        BadSampleError: As :func:`image_size`.
+    """
+    return read_header(BytesIO(data), name).shown
+
+
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Pixels ``[H, W, ...]`` as stored, turned to how they are meant to be seen.
 
@@ -145,8 +174,6 @@ def _opened(path: PathLike) -> Iterator[BinaryIO]:
         if not stat.S_ISREG(status.st_mode):
             what = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
             raise BadSampleError(path, f"it is {what}", "Name an image file.")
-        if not status.st_size:
-            raise BadSampleError(path, "it is empty", AGAIN)
         with open(path, "rb") as file:
             yield file
     except FileNotFoundError:
@@ -155,23 +182,31 @@ def _opened(path: PathLike) -> Iterator[BinaryIO]:
         raise BadSampleError(path, f"it cannot be read ({error.strerror or error})", "Check disk and rights.") from None
 
 
-def _load(path: PathLike, max_pixels: int) -> tuple[bytes, Header]:
-    """The bytes and the header of a file that may be decoded."""
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise InvalidValueError(f"channels is {channels!r}; it must be 1 (grey) or 3 (RGB).")
+
+
+def _content(path: PathLike) -> bytes:
     with _opened(path) as file:
-        data = file.read()
-    header = read_header(BytesIO(data), path)
+        return file.read()
+
+
+def _checked_header(data: bytes, name: PathLike, max_pixels: int) -> Header:
+    """The header of a file that may be decoded."""
+    header = read_header(BytesIO(data), name)
     if header.height * header.width > max_pixels:
         raise BadSampleError(
-            path,
+            name,
             f"it has {header.width} x {header.height} pixels, more than max_pixels = {max_pixels}",
             "Shrink it, or raise max_pixels if the file can be trusted.",
         )
     if header.animated:
-        raise BadSampleError(path, "it holds more than one picture", "Save the one that is meant as a PNG.")
+        raise BadSampleError(name, "it holds more than one picture", "Save the one that is meant as a PNG.")
     # Within the pixels' data ff is followed by 00 or by a restart marker, so ff d9 can only be the end.
     if header.format == "JPEG" and data.rfind(b"\xff\xd9", header.body) < 0:
-        raise BadSampleError(path, "it is truncated", AGAIN)
-    return data, header
+        raise BadSampleError(name, "it is truncated", AGAIN)
+    return header
 
 
 def _refuse_as_mask(path: PathLike, reason: str) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from lightning_tuning.data.transforms import settings_of
 from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
 from lightning_tuning.functional import keyed_bits, random_crop, random_erase, random_flip
 
 STEPS = ("flip", "crop", "erase")
+_NAME = re.compile(r"\s*batch\s*(\(.*)?")
 
 
 class DeviceAugment:
@@ -104,6 +107,29 @@ class DeviceAugment:
             else:
                 x = random_erase(x, seeds, amount, self.erase_scale, self.erase_ratio, fill)
         return x
+
+
+def named_device_augment(text: object, flip: bool = False, argument: str = "name") -> DeviceAugment | None:
+    """The augmentation that ``batch(flip=0.5, crop=4, erase=0.25)`` names; None if the text names something else.
+
+    Args:
+        text: What may be such a name.
+        flip: Whether half of the images are mirrored unless the text says how many.
+        argument: What it is called in messages.
+
+    Raises:
+        InvalidValueError: A setting is unknown or not allowed.
+
+    Example:
+        >>> named_device_augment("batch(crop=4)", flip=True).steps
+        {'flip': 0.5, 'crop': 4}
+        >>> named_device_augment("weak")
+    """
+    if not isinstance(text, str) or not _NAME.fullmatch(text):
+        return None
+    settings = settings_of(text, [*STEPS], argument)
+    steps = {"flip": 0.5 if flip else 0.0, **settings}
+    return DeviceAugment({name: steps[name] for name in STEPS if steps.get(name)})
 
 
 def _pair(name: str, pair: object, high: float) -> tuple[float, float]:

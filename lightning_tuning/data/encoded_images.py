@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from lightning_tuning.data.bad_samples import BadSamples
 from lightning_tuning.data.image_datamodule import ImageDataModule
+from lightning_tuning.data.image_files import MaskedImages
 from lightning_tuning.data.image_statistics import fitted
 from lightning_tuning.data.normalize import Normalize
 from lightning_tuning.data.pipeline import Transform
+from lightning_tuning.data.pixel_cache import PixelCache
 from lightning_tuning.data.transforms import RESIZES, evaluation_transforms
 from lightning_tuning.errors import InvalidValueError, check_choice, check_range
 
@@ -34,6 +37,8 @@ class EncodedImageDataModule(ImageDataModule, ABC):
         mean: Mean of each channel, of values in [0, 1], that images are normalised with. None: that of the training
             part, of 2048 images at most; it is kept in ``~/.cache/lightning-tuning``.
         std: Standard deviation of each channel, above 0, with `mean`.
+        cache: Where decoded images are kept, so that each is decoded once: 'ram', memory that the worker processes
+            share, or a folder, for later runs too. Masks are not kept. None: nowhere.
         val_size: Validation images: a number or a share, in (0, 1). None: all that the data give, or else a tenth.
         test_size: Test images, likewise.
         **kwargs: See :class:`ImageDataModule`.
@@ -52,6 +57,7 @@ class EncodedImageDataModule(ImageDataModule, ABC):
         on_bad_sample: Literal["raise", "skip"] = "raise",
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        cache: str | None = None,
         val_size: int | float | None = None,
         test_size: int | float | None = None,
         **kwargs: Any,
@@ -67,18 +73,32 @@ class EncodedImageDataModule(ImageDataModule, ABC):
         self.on_bad_sample = on_bad_sample
         self.mean = mean
         self.std = std
+        self.cache = cache
+        self._cached: tuple[str, PixelCache] | None = None
 
     def setup(self, stage: str | None = None) -> None:
         super().setup(stage)
         skips = self.on_bad_sample == "skip"
         self.bad_samples = BadSamples(len(self.samples), self.samples.__getitem__, "skip") if skips else None
 
+    def kept(self, samples: Any) -> Sequence[Any]:
+        self._identity = getattr(samples, "identity", None)
+        if self.cache is None:
+            return samples
+        images = samples.images if isinstance(samples, MaskedImages) else samples
+        key = "\n".join(map(images.identity, range(len(images))))
+        if self._cached is None or self._cached[0] != key:  # a second set-up takes no second one
+            self._cached = key, PixelCache.of_files(images, self.cache)
+        if not isinstance(samples, MaskedImages):
+            return self._cached[1]
+        samples.pixels = self._cached[1]
+        return samples
+
     def fit_normalize(self) -> Normalize:
         if self.mean is not None and self.std is not None:
             return Normalize(self.mean, self.std)
-        identity = getattr(self.samples, "identity", None)
         purpose = f"{self.image_size} {self.in_channels} {self.resize}"
-        return fitted(self.train_indices, self.split_seed, self._plain, identity, purpose)
+        return fitted(self.train_indices, self.split_seed, self._plain, self._identity, purpose)
 
     def _plain(self, index: int) -> np.ndarray:
         """An image as evaluation sees it, before normalisation."""

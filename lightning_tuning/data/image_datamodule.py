@@ -12,8 +12,12 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from lightning_tuning.data.batch_view import BatchView, Keyed
+from lightning_tuning.data.batches import View
+from lightning_tuning.data.device_augment import DeviceAugment, named_device_augment
 from lightning_tuning.data.image_view import ImageView, MaskedImageView
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.normalize import Normalize
@@ -31,13 +35,14 @@ class ImageDataModule(KeyedDataModule, ABC):
     ``[N, D]``, or the pixels' class ids, int64 ``[N, H, W]``, by ``task``.
 
     To a Trainer at work, images travel as uint8 and are normalised on the device, in ``on_after_batch_transfer``. Read
-    by hand, the loaders give them normalised.
+    by hand, the loaders give them normalised. A LightningModule's own hook of that name is called behind it.
 
     Args:
         image_size: Height and width in pixels to which the images are resized, at least 4.
         augment: Augmentation of the labelled images: 'none', 'weak', 'strong', or one of 'randaugment(n=2, m=9)',
             'trivialaugment', 'augmix' and 'resized_crop(area=0.08)', with settings in brackets, or several with plus
-            signs between: 'weak + randaugment'.
+            signs between: 'weak + randaugment'. 'batch(flip=0.5, crop=4, erase=0.25)' augments whole batches on the
+            device: it mirrors and erases with these probabilities, and shifts by up to so many pixels.
         flip: Whether a mirrored image shows the same, as it does in photographs, but not in digits or writing. If so,
             half of the images are mirrored by every augmentation but 'none' and lists of your own.
         weak_transforms: A name as for `augment`, or a list of Albumentations transforms, in place of the 'weak' ones.
@@ -54,6 +59,7 @@ class ImageDataModule(KeyedDataModule, ABC):
         in_channels: Number of the images' channels.
         images: After ``setup``, all images: ``images[index]`` is uint8 ``[H, W, C]``.
         pipelines: After ``setup``, the augmentations by name: 'none', 'weak', 'strong', the further views, ``augment``.
+        device_augments: After ``setup``, those that the device does after them, by name.
 
     Raises:
         InvalidValueError: An argument is outside its range, or the transforms do not fit the images.
@@ -80,7 +86,7 @@ class ImageDataModule(KeyedDataModule, ABC):
         self._sizes = None if progressive is None else ImageSizeSchedule(progressive, "progressive")
         given = {"augment": augment, "weak_transforms": weak_transforms, "strong_transforms": strong_transforms}
         for argument, name in given.items():
-            if isinstance(name, str):
+            if isinstance(name, str) and named_device_augment(name, flip, argument) is None:
                 named_transforms(name, image_size, argument=argument)
         self._views = view_names(unlabeled_views)
         self.image_size = image_size
@@ -115,27 +121,37 @@ class ImageDataModule(KeyedDataModule, ABC):
 
     def _prepare_pipelines(self) -> None:
         names, wanted = ("none", *VIEWS), {*self._transforms, *self._views}
-        self.pipelines = {}
+        self.pipelines: dict[str, SeededPipeline] = {}
+        self.device_augments: dict[str, DeviceAugment] = {}
         for salt, name in enumerate(names):
             if name in wanted:
                 kind = name.split("_")[0]
-                self.pipelines[name] = self._pipeline(f"{kind}_transforms", self._transforms[kind], salt)
+                self._prepare(name, f"{kind}_transforms", self._transforms[kind], salt)
         if self.augment not in self._transforms:
-            self.pipelines[self.augment] = self._pipeline("augment", self.augment, len(names))
+            self._prepare(self.augment, "augment", self.augment, len(names))
 
-    def labeled_view(self) -> ImageView | MaskedImageView:
-        return self._view(self.augment)
+    def _prepare(self, name: str, argument: str, given: str | list[Transform], salt: int) -> None:
+        augment = named_device_augment(given, self.flip, argument)
+        self.pipelines[name] = self._pipeline(argument, given if augment is None else "none", salt)
+        if augment is not None:
+            self.device_augments[name] = augment
 
-    def unlabeled_view_of(self) -> Mapping[str, ImageView | MaskedImageView]:
-        return {name: self._view(name) for name in self._views}
+    def labeled_view(self) -> View:
+        return self.view(self.augment)
 
-    def eval_view(self) -> ImageView | MaskedImageView:
-        return self._view("none")
+    def unlabeled_view_of(self) -> Mapping[str, View]:
+        return {name: self.view(name) for name in self._views}
 
-    def _view(self, name: str) -> ImageView | MaskedImageView:
+    def eval_view(self) -> View:
+        return self.view("none")
+
+    def view(self, name: str) -> ImageView | BatchView:
+        """The view of a name of ``pipelines``."""
+        kind, pipeline = MaskedImageView if self.task == "segmentation" else ImageView, self.pipelines[name]
         running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
-        view = ImageView(self.pipelines[name], None if running else self.normalize)
-        return MaskedImageView(view) if self.task == "segmentation" else view
+        view = kind(pipeline, None if running else self.normalize)
+        augment = self.device_augments.get(name)
+        return view if augment is None else BatchView(name, view, augment, pipeline.salt, self.ignore_index)
 
     def _pipeline(self, argument: str, given: str | list[Transform], salt: int) -> SeededPipeline:
         masks = self.task == "segmentation"
@@ -156,8 +172,19 @@ class ImageDataModule(KeyedDataModule, ABC):
         return [None]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalise the images of the batch, which travel as uint8, and give them the size of the epoch."""
-        return apply_to_collection(batch, Tensor, self._arrived, self._size_now())
+        """Augment what is augmented here, normalise the images, which travel as uint8, and give them their size."""
+        if self.device_augments:
+            batch = apply_to_collection(batch, Keyed, self._augmented)
+        batch = apply_to_collection(batch, Tensor, self._arrived, self._size_now())
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if module is not None and is_overridden("on_after_batch_transfer", module):
+            batch = module.on_after_batch_transfer(batch, dataloader_idx)  # which Lightning calls without ours alone
+        return batch
+
+    def _augmented(self, batch: Keyed) -> Tensor | tuple[Tensor, Tensor]:
+        view = self.view(batch.view)
+        assert isinstance(view, BatchView)  # only such a view hands over its seeds
+        return view.augmented(batch)
 
     def _size_now(self) -> int:
         """The size of the epoch under way in training, else ``image_size``."""

@@ -66,6 +66,9 @@ class MaskedImages(Sequence[tuple[np.ndarray, np.ndarray]]):
         ignore_index: Stands for pixels that have no class.
         drawn_on: Whether masks without an EXIF rotation of their own were drawn on the images as they are stored or as
             they are shown; see :func:`~lightning_tuning.data.decode.read_mask`.
+
+    Attributes:
+        pixels: What the images are read from: ``images``, or a cache of them.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class MaskedImages(Sequence[tuple[np.ndarray, np.ndarray]]):
         drawn_on: Literal["auto", "stored", "shown"] = "auto",
     ) -> None:
         self.images = images
+        self.pixels: Sequence[np.ndarray] = images
         self.masks = [os.fspath(path) for path in masks]
         self.num_classes = num_classes
         self.ignore_index = ignore_index
@@ -102,7 +106,7 @@ class MaskedImages(Sequence[tuple[np.ndarray, np.ndarray]]):
                 f"there are {self.num_classes} classes, from 0, and {self.ignore_index} for pixels without one",
                 "Correct the mask, or name all classes.",
             )
-        return self.images[index], mask.astype(np.uint8 if mask.max() < 256 else np.int32)
+        return self.pixels[index], mask.astype(np.uint8 if mask.max() < 256 else np.int32)
 
     def identity(self, index: int) -> str:
         """A text that changes with the image's file."""

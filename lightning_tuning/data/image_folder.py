@@ -39,7 +39,7 @@ class ImageFolderDataModule(EncodedImageDataModule):
 
     Args:
         path: The folder.
-        group: A regular expression whose first group, found in an image's path below the class, says what the image
+        group: A regular expression whose first group, found in an image's path, says what the image
             belongs to: ``(patient\\d+)_`` keeps all images of a patient in one part. None: every image is its own.
         **kwargs: See :class:`EncodedImageDataModule`.
 

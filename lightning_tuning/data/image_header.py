@@ -69,9 +69,11 @@ def read_header(file: BinaryIO, path: str | os.PathLike[str]) -> Header:
         path: The file's name for messages.
 
     Raises:
-        BadSampleError: The file is of no format that is read, or its header is truncated or corrupt.
+        BadSampleError: The file is empty or of no format that is read, or its header is truncated or corrupt.
     """
     start = file.read(64)
+    if not start:
+        raise BadSampleError(path, "it is empty", AGAIN)
     try:
         if start.startswith(b"\xff\xd8\xff"):
             header = _jpeg(file)

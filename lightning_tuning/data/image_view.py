@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_tuning.data.normalize import Normalize, stack
 from lightning_tuning.data.pipeline import SeededPipeline
+from lightning_tuning.data.weak_batch import WeakBatch
 
 
 class ImageView:
@@ -25,34 +26,37 @@ class ImageView:
     def __init__(self, pipeline: SeededPipeline, normalize: Normalize | None) -> None:
         self.pipeline = pipeline
         self.normalize = normalize
+        self._weak = WeakBatch.of(pipeline)
 
     def __call__(self, samples: Sequence[np.ndarray], seeds: np.ndarray | None) -> Tensor:
         """Of uint8 images ``[H, W, C]`` the batch ``[B, C, H, W]``."""
-        return self.batch([self.pipeline(image, seed) for image, seed in _seeded(samples, seeds)])
-
-    def batch(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Stack, and normalise."""
-        batch = stack(images)
+        batch = self.unnormalized(samples, seeds)
         return batch if self.normalize is None else self.normalize.batch(batch)
 
+    def unnormalized(self, samples: Sequence[np.ndarray], seeds: np.ndarray | None) -> Tensor:
+        """The batch in uint8."""
+        if self._weak is not None and seeds is not None and self._weak.takes(samples):
+            return stack(self._weak(samples, seeds))
+        return stack([self.pipeline(image, seed) for image, seed in _seeded(samples, seeds)])
 
-class MaskedImageView:
-    """One view of a batch of images with masks, which are moved alike.
 
-    Args:
-        view: That of the images.
-    """
+class MaskedImageView(ImageView):
+    """One view of a batch of images with masks, which are moved alike."""
 
-    def __init__(self, view: ImageView) -> None:
-        self.view = view
-
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, samples: Sequence[tuple[np.ndarray, np.ndarray]], seeds: np.ndarray | None
     ) -> tuple[Tensor, Tensor]:
         """The batch ``[B, C, H, W]`` and the class ids of its pixels, int64 ``[B, H, W]``."""
-        moved = [self.view.pipeline(image, seed, mask) for (image, mask), seed in _seeded(samples, seeds)]
+        x, masks = self.unnormalized(samples, seeds)
+        return x if self.normalize is None else self.normalize.batch(x), masks
+
+    def unnormalized(  # type: ignore[override]
+        self, samples: Sequence[tuple[np.ndarray, np.ndarray]], seeds: np.ndarray | None
+    ) -> tuple[Tensor, Tensor]:
+        """The batch in uint8, and the masks."""
+        moved = [self.pipeline(image, seed, mask) for (image, mask), seed in _seeded(samples, seeds)]
         images, masks = zip(*moved, strict=True)
-        return self.view.batch(images), torch.from_numpy(np.stack(masks).astype(np.int64))
+        return stack(images), torch.from_numpy(np.stack(masks).astype(np.int64))
 
 
 def _seeded(samples: Sequence[Any], seeds: np.ndarray | None) -> Iterator[tuple[Any, int]]:

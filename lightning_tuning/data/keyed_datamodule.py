@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from lightning_tuning.data.split_manifest import Split, load_split
 from lightning_tuning.data.split_record import check_split, digests, record_split
 from lightning_tuning.data.weighted_order import balanced_weights
 from lightning_tuning.data.workers import worker_count
-from lightning_tuning.errors import InvalidValueError, check_count, check_range
+from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
 
 LARGEST_SEED = 2**32 - 1
 
@@ -53,8 +53,8 @@ class KeyedDataModule(LightningDataModule, ABC):
             classes to the number of training samples. None: all of them.
         batch_size: Labelled samples for each step and rank, at least 1. All batches are full.
         unlabeled_batch_size: Unlabelled samples for each step and rank; 0: supervised batches.
-        steps_per_epoch: Training steps in an epoch, at least 1. None: as many as one pass takes, over the unlabelled
-            samples if there are any, else over the labelled ones.
+        steps_per_epoch: Training steps in an epoch, at least 1, or as many as one pass over the samples of a stream
+            takes, 'labeled' or 'unlabeled'. None: 'unlabeled' if there is this stream, else 'labeled'.
         val_size: Number of validation samples, at least 0, or their share of the samples that they are taken from, in
             (0, 1). 0: no validation. None: all that the data give as validation, or else a tenth.
         test_size: The same of test samples.
@@ -84,6 +84,8 @@ class KeyedDataModule(LightningDataModule, ABC):
         groups: After ``setup``, what each sample belongs to, ``[N]``; no group is in two parts. None: it is its own.
         given_parts: After ``setup``, the part that the data give each sample, ``train``, ``val`` or ``test``, ``[N]``.
             None: they give none.
+        weights: After ``setup``, how often each labelled sample is drawn in training, in proportion, ``[N]``. None:
+            each once in a pass, or as `balance` says.
         bad_samples: After ``setup``, counts the samples that are skipped. None: the first bad one ends the run.
         train_indices: After ``setup``, the training part; ``val_indices`` and ``test_indices`` likewise.
         labeled_indices: After ``setup``, the training samples that keep their label.
@@ -104,6 +106,7 @@ class KeyedDataModule(LightningDataModule, ABC):
     keys: Sequence[str] = ()
     groups: np.ndarray | None = None
     given_parts: np.ndarray | None = None
+    weights: np.ndarray | None = None
     bad_samples: BadSamples | None = None
 
     def __init__(
@@ -111,7 +114,7 @@ class KeyedDataModule(LightningDataModule, ABC):
         num_labels: int | None = None,
         batch_size: int = 32,
         unlabeled_batch_size: int = 0,
-        steps_per_epoch: int | None = None,
+        steps_per_epoch: int | Literal["labeled", "unlabeled"] | None = None,
         val_size: int | float | None = 1000,
         test_size: int | float | None = 1000,
         seed: int | None = None,
@@ -126,7 +129,12 @@ class KeyedDataModule(LightningDataModule, ABC):
         check_count("num_labels", num_labels, 1, optional=True)
         check_count("batch_size", batch_size, 1)
         check_count("unlabeled_batch_size", unlabeled_batch_size, 0)
-        check_count("steps_per_epoch", steps_per_epoch, 1, optional=True)
+        if isinstance(steps_per_epoch, str):
+            check_choice("steps_per_epoch", steps_per_epoch, ("labeled", "unlabeled"), "an integer of at least 1")
+            if steps_per_epoch == "unlabeled" and not unlabeled_batch_size:
+                raise InvalidValueError("steps_per_epoch is 'unlabeled', but unlabeled_batch_size is 0. Give it, too.")
+        else:
+            check_count("steps_per_epoch", steps_per_epoch, 1, optional=True)
         check_size("val_size", val_size)
         check_size("test_size", test_size)
         check_count("seed", seed, 0, LARGEST_SEED, optional=True)
@@ -176,7 +184,8 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Load the samples, split them, choose the labels."""
-        self.samples, self.labels = self.load()
+        samples, self.labels = self.load()
+        self.samples = self.kept(samples)
         if len(self.keys) != len(self.labels):
             self.keys = [str(index) for index in range(len(self.labels))]
         if self.split_file is None:
@@ -191,6 +200,10 @@ class KeyedDataModule(LightningDataModule, ABC):
         if self.trainer is not None and stage == "fit":
             record_split(self.trainer, self.keys, self._parts)
         self.prepare_views()
+
+    def kept(self, samples: Sequence[Any] | np.ndarray) -> Sequence[Any] | np.ndarray:
+        """The samples behind a cache, if there is one."""
+        return samples
 
     @property
     def known(self) -> np.ndarray:
@@ -272,17 +285,26 @@ class KeyedDataModule(LightningDataModule, ABC):
         labels = self.labels[self.labeled_indices]
         if self.balance and self.task != "multiclass":
             raise InvalidValueError(f"balance is {self.balance!r}, but the targets are no classes. Write balance=0.")
+        if self.balance and self.weights is not None:
+            raise InvalidValueError(
+                f"balance is {self.balance!r}, but the samples have weights. Leave one of them out."
+            )
         weights = balanced_weights(labels, self.balance) if self.balance else None
-        return Stream("labeled", self.labeled_indices, self.batch_size, weights, labels)
+        if self.weights is not None:
+            weights = self.weights[self.labeled_indices]
+        classes = labels if self.task == "multiclass" else None
+        return Stream("labeled", self.labeled_indices, self.batch_size, weights, classes)
 
     def _keyed_loader(self, batches: Any, streams: Sequence[Stream]) -> KeyedLoader:
-        """A loader of the streams, as long as one pass over the last of them unless ``steps_per_epoch`` is given."""
+        """A loader of the streams, as long as ``steps_per_epoch`` says; else as one pass over the last of them."""
         world, rank = self._world_and_rank
-        one_pass = -(-len(streams[-1].indices) // (streams[-1].batch_size * world))
+        steps = self.steps_per_epoch
+        if not isinstance(steps, int):
+            by_name = {stream.name: stream for stream in streams}
+            paced = streams[-1] if steps is None else by_name[steps]
+            steps = -(-len(paced.indices) // (paced.batch_size * world))
         sampler_class = FixedSampler if getattr(self.trainer, "overfit_batches", 0) else KeyedSampler
-        sampler = sampler_class(
-            streams, self.steps_per_epoch or one_pass, seed=self.effective_seed, num_replicas=world, rank=rank
-        )
+        sampler = sampler_class(streams, steps, seed=self.effective_seed, num_replicas=world, rank=rank)
         return KeyedLoader(batches, sampler, num_workers=self._workers, pin_memory=self._on_cuda())
 
     def plain_train_dataloader(self) -> DataLoader | list:

@@ -8,10 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_MAPPED_ANEW = 2**25
+"""From so many bytes on, the C library gives memory back at once, and the next batch gets fresh pages. In pieces of
+4 KB the system would take as long to clear them as normalising takes."""
 
-def stack(images: Sequence[np.ndarray]) -> Tensor:
+
+def stack(images: Sequence[np.ndarray] | np.ndarray) -> Tensor:
     """Images ``[H, W, C]`` of one size as a batch ``[N, C, H, W]``, in memory as they are: channels last."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    batch = images if isinstance(images, np.ndarray) else np.stack(images)
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
 class Normalize:
@@ -53,7 +58,17 @@ class Normalize:
         """Of a uint8 batch ``[N, C, H, W]`` the normalised float32 one, on the same device."""
         if x.device != self._shift.device:
             self._shift, self._scale = self._shift.to(x.device), self._scale.to(x.device)
-        return x.to(torch.float32, memory_format=torch.contiguous_format).sub_(self._shift).div_(self._scale)
+        return _empty(x).copy_(x).sub_(self._shift).div_(self._scale)
+
+
+def _empty(x: Tensor) -> Tensor:
+    """Uninitialised float32 memory of the shape of ``x`` on its device."""
+    if x.device.type != "cpu" or 4 * x.numel() < _MAPPED_ANEW:
+        return torch.empty(x.shape, device=x.device)
+    # NumPy asks the system for large pages, PyTorch does not. 64 bytes are what PyTorch aligns to.
+    memory = np.empty(x.numel() + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return torch.from_numpy(memory[start : start + x.numel()]).view(x.shape)
 
 
 def _histogram(image: np.ndarray) -> np.ndarray:

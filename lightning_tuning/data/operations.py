@@ -10,6 +10,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from lightning_tuning.data.affine import Affine
+
 Range = tuple[float, float]
 Spread = Callable[[Callable[[Range], A.BasicTransform], float, float], A.BasicTransform | A.BaseCompose]
 Operations = list[A.BasicTransform | A.BaseCompose]
@@ -65,11 +67,11 @@ def movements(spread: Spread, shear: float, translate: int, rotate: float) -> Op
     angle = math.degrees(math.atan(shear))
     # Albumentations shears by one degree along an axis that is not named.
     return [
-        spread(lambda r: A.Affine(shear={"x": r, "y": (0.0, 0.0)}, p=1.0), -angle, angle),
-        spread(lambda r: A.Affine(shear={"x": (0.0, 0.0), "y": r}, p=1.0), -angle, angle),
-        spread(lambda r: A.Affine(translate_px={"x": r, "y": (0, 0)}, p=1.0), -translate, translate),
-        spread(lambda r: A.Affine(translate_px={"x": (0, 0), "y": r}, p=1.0), -translate, translate),
-        spread(lambda r: A.Affine(rotate=r, p=1.0), -rotate, rotate),
+        spread(lambda r: Affine(shear={"x": r, "y": (0.0, 0.0)}, p=1.0), -angle, angle),
+        spread(lambda r: Affine(shear={"x": (0.0, 0.0), "y": r}, p=1.0), -angle, angle),
+        spread(lambda r: Affine(translate_px={"x": r, "y": (0, 0)}, p=1.0), -translate, translate),
+        spread(lambda r: Affine(translate_px={"x": (0, 0), "y": r}, p=1.0), -translate, translate),
+        spread(lambda r: Affine(rotate=r, p=1.0), -rotate, rotate),
     ]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
-from lightning_tuning.data.targets import TASKS, read_features, read_targets
+from lightning_tuning.data.targets import TASKS, read_features, read_targets, read_weights
 from lightning_tuning.data.text_table import read_table
 from lightning_tuning.errors import InvalidValueError, check_choice, check_range
 
@@ -46,11 +46,13 @@ class TableDataModule(KeyedDataModule):
     Args:
         path: The table: ``.csv``, ``.tsv`` or ``.parquet``, with the columns' names in the first line.
         target: The column of the targets, or a list of columns.
-        features: The columns of the features. None: all others, without ``group``.
+        features: The columns of the features. None: all others, without ``group`` and ``weight``.
         task: ``multiclass``: ``target`` holds the classes' names. ``multilabel``: each of its columns is 1 where a
             sample has the label, else 0. ``regression``: its columns are values.
         group: A column that says what a row belongs to, such as a patient. No group is in two parts; the sizes of the
             parts are then met as nearly as the groups allow. None: every row is its own.
+        weight: A column of numbers: how often a labelled row is drawn in training, in proportion. None: each once in a
+            pass.
         standardize: Whether features get mean 0 and deviation 1.
         standardize_target: Whether values of ``regression`` do; ``target_mean`` and ``target_std`` then lead back.
         noise: Standard deviation of the Gaussian noise on labelled samples in training and on the view 'strong' of
@@ -74,6 +76,7 @@ class TableDataModule(KeyedDataModule):
         features: list[str] | None = None,
         task: Literal["multiclass", "multilabel", "regression"] = "multiclass",
         group: str | None = None,
+        weight: str | None = None,
         standardize: bool = True,
         standardize_target: bool = False,
         noise: float = 0.0,
@@ -89,22 +92,26 @@ class TableDataModule(KeyedDataModule):
         self.features = features
         self.task = task
         self.group = group
+        self.weight = weight
         self.standardize = standardize
         self.standardize_target = standardize_target
         self.noise = noise
-        others = {*self.target, *([group] if group else [])}
+        others = {*self.target, *([group] if group else []), *([weight] if weight else [])}
         if features is not None and (not features or others & {*features}):
             raise InvalidValueError(
-                f"features is {features!r}; it must name at least one column, and neither the target nor the group."
+                f"features is {features!r}; it must name at least one column, and neither the target, the group nor "
+                "the weight."
             )
 
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """The features, float32 ``[N, F]``, as they stand in the file, and the targets."""
-        table = read_table(self.path, required=[*self.target, *([self.group] if self.group else [])])
+        named = [name for name in (self.group, self.weight) if name]
+        table = read_table(self.path, required=[*self.target, *named])
+        self.weights = read_weights(self.weight, table[self.weight], self.path) if self.weight else None
         self.groups = np.array(table[self.group]) if self.group else None
         labels, names = read_targets({name: table[name] for name in self.target}, self.task, self.path)
         self.class_names, self.num_classes = names, len(names)
-        others = [name for name in table if name not in self.target and name != self.group]
+        others = [name for name in table if name not in self.target and name not in named]
         unknown = next((name for name in self.features or [] if name not in table), None)
         if unknown is not None:
             raise InvalidValueError(f"{self.path} has no column {unknown!r}. It has {', '.join(map(repr, table))}.")

@@ -59,6 +59,21 @@ def read_targets(columns: Mapping[str, Sequence[str]], task: str, source: str) -
     return values.astype(np.float32), tuple(columns)
 
 
+def read_weights(name: str, fields: Sequence[str], source: str) -> np.ndarray:
+    """How often samples are drawn, in proportion: float64 ``[N]``.
+
+    Raises:
+        InvalidValueError: A field is no finite number of at least 0; the message names column and row.
+    """
+    weights = _numbers(name, fields, source)
+    bad = np.flatnonzero(weights < 0)
+    if len(bad):
+        raise InvalidValueError(
+            f"{source}, row {bad[0] + 1}: {name!r} is {weights[bad[0]]:g}; a weight must be at least 0."
+        )
+    return weights
+
+
 def read_features(columns: Mapping[str, Sequence[str]], source: str) -> np.ndarray:
     """The numbers of the columns: float32 ``[N, F]``.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.synonyms import read_synonyms
-from lightning_tuning.data.targets import TASKS, read_targets
+from lightning_tuning.data.targets import TASKS, read_targets, read_weights
 from lightning_tuning.data.text_pipeline import TEXT_PIPELINES, TextPipeline, named_text_transforms
 from lightning_tuning.data.text_table import read_table
 from lightning_tuning.data.transforms import VIEWS, view_names
@@ -56,6 +56,8 @@ class TextDataModule(KeyedDataModule):
             sample has the label, else 0. ``regression``: its columns are values.
         group: A column that says what a text belongs to, such as an author. No group is in two parts. None: every text
             is its own.
+        weight: A column of numbers: how often a labelled text is drawn in training, in proportion. None: each once in a
+            pass.
         quoted: Whether quotes enclose fields. False: they are ordinary characters, as in many TSV files of texts.
         augment: Augmentation of the labelled texts: 'none', 'weak' or 'strong'.
         unlabeled_views: Views of each unlabelled text, with spaces between: 'weak', 'strong', and further ones with
@@ -83,6 +85,7 @@ class TextDataModule(KeyedDataModule):
         target: str | list[str] = "label",
         task: Literal["multiclass", "multilabel", "regression"] = "multiclass",
         group: str | None = None,
+        weight: str | None = None,
         quoted: bool = True,
         augment: str = "none",
         unlabeled_views: str = "weak strong",
@@ -106,6 +109,7 @@ class TextDataModule(KeyedDataModule):
         self.target = [target] if isinstance(target, str) else list(target)
         self.task = task
         self.group = group
+        self.weight = weight
         self.quoted = quoted
         self.augment = augment
         self.unlabeled_views = unlabeled_views
@@ -115,17 +119,22 @@ class TextDataModule(KeyedDataModule):
         self.min_count = min_count
         self.lower = lower
         self.max_length = max_length
-        columns = [text, *self.target, *([group] if group else [])]
+        columns = self._columns()
         if len(set(columns)) < len(columns):
             raise InvalidValueError(
-                f"text is {text!r}, target {self.target!r} and group {group!r}; they must be different columns."
+                f"text is {text!r}, target {self.target!r}, group {group!r} and weight {weight!r}; they must be "
+                "different columns."
             )
+
+    def _columns(self) -> list[str]:
+        return [self.text, *self.target, *(name for name in (self.group, self.weight) if name)]
 
     def load(self) -> tuple[list[str], np.ndarray]:
         """The texts and the targets."""
-        columns = [self.text, *self.target, *([self.group] if self.group else [])]
+        columns = self._columns()
         table = read_table(self.path, columns, required=columns, quoted=self.quoted)
         self.groups = np.array(table[self.group]) if self.group else None
+        self.weights = read_weights(self.weight, table[self.weight], self.path) if self.weight else None
         labels, names = read_targets({name: table[name] for name in self.target}, self.task, self.path)
         self.class_names, self.num_classes = names, len(names)
         return table[self.text], labels

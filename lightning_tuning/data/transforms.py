@@ -11,6 +11,7 @@ from typing import Any
 import albumentations as A
 import cv2
 
+from lightning_tuning.data.affine import Affine
 from lightning_tuning.data.pipeline import Transform, leaves
 from lightning_tuning.data.policies import augmix, randaugment, trivialaugment
 from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range, did_you_mean
@@ -37,7 +38,7 @@ def weak_transforms(image_size: int, channels: int = 1, flip: bool = False) -> T
 def strong_transforms(image_size: int, channels: int = 1, flip: bool = False) -> Transforms:
     """Shift, scale, rotate and shear; brightness and contrast; one dark rectangle on half of the images."""
     return [
-        A.Affine(translate_percent=(-0.1, 0.1), scale=(0.8, 1.15), rotate=(-20, 20), shear=(-12, 12), fill=0, p=1.0),
+        Affine(translate_percent=(-0.1, 0.1), scale=(0.8, 1.15), rotate=(-20, 20), shear=(-12, 12), fill=0, p=1.0),
         A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.3, p=0.8),
         A.Erasing(scale=(0.02, 0.08), ratio=(0.5, 2.0), fill=0, p=0.5),
     ]
@@ -115,7 +116,22 @@ def _parse(text: Any, argument: str) -> tuple[Callable[..., Transforms], dict[st
     name = found[1] if found else text
     check_choice(argument, name, NAMED_TRANSFORMS)
     build = NAMED_TRANSFORMS[name]
-    names = list(inspect.signature(build).parameters)[3:]
+    return build, settings_of(text, list(inspect.signature(build).parameters)[3:], argument)
+
+
+def settings_of(text: str, names: list[str], argument: str) -> dict[str, Any]:
+    """The settings in the brackets of ``name(2, m=9)``, by their names.
+
+    Args:
+        text: The whole text.
+        names: The settings that there are, in order.
+        argument: What ``text`` is called in messages.
+
+    Raises:
+        InvalidValueError: A setting is unknown or twice there.
+    """
+    found = _FORM.fullmatch(text)
+    name = found[1] if found else text
     items = [item.strip() for item in (found[2] if found and found[2] else "").split(",") if item.strip()]
     settings: dict[str, Any] = {}
     for position, item in enumerate(items):
@@ -126,7 +142,7 @@ def _parse(text: Any, argument: str) -> tuple[Callable[..., Transforms], dict[st
             twice = f"{key!r} twice." if key in names else f"no setting {key!r}{did_you_mean(key, names)}"
             raise InvalidValueError(f"{argument} is {text.strip()!r}, but {name} has {twice} {has}")
         settings[key] = _number(value)
-    return build, settings
+    return settings
 
 
 def _number(text: str) -> int | float | str:

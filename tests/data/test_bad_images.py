@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 from torch._utils import ExceptionWrapper
 
-from lightning_tuning.data import BadSampleError, image_size, read_image
+from lightning_tuning.data import BadSampleError, decode_image, decode_size, image_size, read_image
 
 from .image_files import DEEP, DEEP_RGB, GOOD, RGB, THUMBNAIL, chunk, jpeg, png, saved
 
@@ -144,6 +144,9 @@ def test_bad_file(name, tmp_path):
     assert (error.path, error.remedy) == (str(path), remedy)
     assert str(error) == f"{path}: {error.reason}. {remedy}"
     assert "\n" not in str(error)
+    with pytest.raises(BadSampleError) as raised:
+        decode_image(data, "a.tar/1.jpg")
+    assert (raised.value.path, raised.value.reason, raised.value.remedy) == ("a.tar/1.jpg", error.reason, remedy)
 
 
 def test_missing_directory_link_pipe_and_rights(tmp_path, monkeypatch):
@@ -183,7 +186,9 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
     with pytest.raises(BadSampleError, match="more than max_pixels = 64000000"):
         read_image(path)
-    assert image_size(path) == (16384, 16384)
+    assert image_size(path) == decode_size(path.read_bytes(), "a") == (16384, 16384)
+    with pytest.raises(BadSampleError, match=r"a\.tar/1\.jpg: it is empty"):
+        decode_size(b"", "a.tar/1.jpg")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WebP"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lightning_tuning.data import image_size, read_image
+from lightning_tuning.data import decode_image, decode_size, image_size, read_image
 from lightning_tuning.errors import InvalidValueError
 
 from .image_files import CMYK, GOOD, INDICES, PLTE, RGB, exif, jpeg, png, saved
@@ -35,6 +35,13 @@ def test_pixels(name, file):
     assert pixels.flags.writeable
 
 
+@good
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bytes_are_read_as_the_file_is(name, channels, file):
+    data = GOOD[name][0]
+    np.testing.assert_array_equal(decode_image(data, "a.tar/1.jpg", channels), read_image(file(data), channels))
+
+
 @pytest.mark.parametrize("name", [name for name in GOOD if name.startswith("JPEG")])
 def test_pixels_without_the_newer_flag(name, file, monkeypatch):
     monkeypatch.setattr("lightning_tuning.data.image_pixels.RGB_AT_ONCE", 0)
@@ -62,7 +69,7 @@ def test_size_without_decoding(name, file, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", decoded)
     monkeypatch.setattr(Image.Image, "tobytes", decoded)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
-    assert image_size(path) == expected.shape[:2]
+    assert image_size(path) == decode_size(data, "a.tar/1.jpg") == expected.shape[:2]
 
 
 TURNED = {
@@ -109,3 +116,5 @@ def test_the_first_exif_block_counts(file):
 def test_other_channels_are_refused(channels):
     with pytest.raises(InvalidValueError, match=f"channels is {channels!r}; it must be 1"):
         read_image("a.png", channels)
+    with pytest.raises(InvalidValueError, match=f"channels is {channels!r}; it must be 1"):
+        decode_image(b"", "a.png", channels)

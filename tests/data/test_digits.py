@@ -349,3 +349,26 @@ def test_named_augmentations(digits):
     assert not torch.equal(batches[0]["strong"], batches[1]["strong"])
     assert type(digits(flip=True).pipelines["weak"].transforms[0]) is A.HorizontalFlip
     assert digits(flip=True).pipelines["none"].transforms == []
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [(None, -(-1257 // 24)), ("unlabeled", -(-1257 // 24)), ("labeled", 100 // 8 + 1), (7, 7)],
+)
+def test_the_length_of_an_epoch(digits, given, steps):
+    data = digits(num_labels=100, batch_size=8, unlabeled_batch_size=24, steps_per_epoch=given)
+    assert len(data.train_dataloader()) == steps
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("unlabeled", "steps_per_epoch is 'unlabeled', but unlabeled_batch_size is 0. Give it, too."),
+        ("label", "steps_per_epoch is 'label'; did you mean 'labeled'?"),
+        (0, "steps_per_epoch is 0; it must be an integer of at least 1 or None."),
+    ],
+)
+def test_lengths_of_an_epoch_that_are_none(given, message):
+    with pytest.raises(InvalidValueError) as caught:
+        DigitsDataModule(steps_per_epoch=given)
+    assert message in str(caught.value)

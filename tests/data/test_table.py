@@ -161,3 +161,31 @@ def changed(rows, name, value):
 def test_mistakes(make, rows, arguments, field, message):
     with pytest.raises(InvalidValueError, match=message):
         make(changed(rows, *field) if field else rows, **arguments).train_dataloader()
+
+
+def test_weights_decide_how_often_a_row_is_drawn(make, rows):
+    for number, row in enumerate(rows):
+        row["heed"] = str([0, 1, 3][number % 3])
+    data = make(weight="heed", features=["a"], target=["price"], task="regression", steps_per_epoch=100, seed=1)
+    kind = np.arange(100) % 3
+    weights = np.array([0.0, 1.0, 3.0])[kind[data.labeled_indices]]
+    (keys,) = zip(*data.train_dataloader().sampler, strict=True)
+    drawn = np.bincount(np.concatenate([step.indices for step in keys]), minlength=100)[data.labeled_indices]
+    expected = 800 * weights / weights.sum()
+    assert (np.abs(drawn - expected) < 1).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "settings", "message"),
+    [
+        ("-1", {}, "row 1: 'heed' is -1; a weight must be at least 0."),
+        ("much", {}, "row 1: 'heed' is 'much'; it must be a finite number."),
+        ("1", {"balance": 0.5}, "balance is 0.5, but the samples have weights. Leave one of them out."),
+    ],
+)
+def test_weights_that_are_none(make, rows, field, settings, message):
+    for row in rows:
+        row["heed"] = field
+    with pytest.raises(InvalidValueError) as caught:
+        make(weight="heed", **settings).train_dataloader()
+    assert message in str(caught.value)
