@@ -67,7 +67,7 @@ def make_parts(
         least: How many samples training needs.
 
     Raises:
-        InvalidValueError: The sizes do not fit the data.
+        InvalidValueError: The sizes do not fit the data, or the data give a group to two parts.
 
     Example:
         >>> parts = make_parts(np.arange(10) % 2, 2, 0.2, seed=0)
@@ -96,6 +96,8 @@ def make_parts(
     if fold is not None:
         kept, held_out = fold_of(labels[train], fold, seed, None if groups is None else groups[train])
         train, val = train[kept], train[held_out]
+    if groups is not None:
+        _check_groups({"train": groups[train], "val": groups[val], "test": groups[test]})
     return Parts(test, val, np.sort(np.concatenate([train, everywhere[~known]])))
 
 
@@ -123,6 +125,19 @@ def _some_of(pool: np.ndarray, labels: np.ndarray, size: Size, seed: int, name: 
     if wanted > len(pool):
         raise InvalidValueError(f"{name} is {size}, but the part that the data give has {len(pool)} samples.")
     return _split(pool, labels, [wanted], seed, None)[0]
+
+
+def _check_groups(groups: dict[str, np.ndarray]) -> None:
+    """Whether each group is in one part; parts that the data give may break one."""
+    part_of: dict[object, str] = {}
+    for part, own in groups.items():
+        for group in np.unique(own).tolist():
+            first = part_of.setdefault(group, part)
+            if first != part:
+                raise InvalidValueError(
+                    f"{group!r} is in {first} and in {part}, as the data give the parts, but a group may be in one part "
+                    "alone. Correct the parts, or leave group out."
+                )
 
 
 def _split(
