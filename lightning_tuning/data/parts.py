@@ -135,8 +135,8 @@ def _check_groups(groups: dict[str, np.ndarray]) -> None:
             first = part_of.setdefault(group, part)
             if first != part:
                 raise InvalidValueError(
-                    f"{group!r} is in {first} and in {part}, as the data give the parts, but a group may be in one part "
-                    "alone. Correct the parts, or leave group out."
+                    f"{group!r} is in {first} and in {part}, as the data give the parts, but a group may be in one "
+                    "part alone. Correct the parts, or leave group out."
                 )
 
 
