@@ -22,6 +22,7 @@ def built(tmp_path_factory):
         def build(recipe):
             folder = tmp_path_factory.mktemp(recipe)
             patch.chdir(folder)
+            patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
             importlib.import_module(f"recipes.{recipe}.build").main([])
             return folder
 

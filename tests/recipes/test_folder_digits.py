@@ -60,7 +60,9 @@ def test_a_fold_is_held_out(folder, fit):
 
 
 def test_fixmatch_learns_from_the_folder_unlabeled(folder, fit):
-    metrics, run = fit(folder, "folder_digits", configs=("config.yaml", "fixmatch.yaml"))
+    metrics, run = fit(
+        folder, "folder_digits", "--data.unlabeled_batch_size=8", configs=("config.yaml", "fixmatch.yaml")
+    )
 
     assert "train/fixmatch" in (run / "metrics.jsonl").read_text()
     assert metrics["test/loss"] > 0
