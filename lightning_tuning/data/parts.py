@@ -78,8 +78,6 @@ def make_parts(
     everywhere = np.arange(len(labels))
     known = np.ones(len(labels), dtype=bool) if known is None else known
     given = np.full(len(labels), "train") if given is None else given
-    if groups is not None:
-        _check_given_groups(groups[known], given[known])
     rest, val, test = (everywhere[known & (given == part)] for part in ("train", "val", "test"))
     if fold is not None:
         rest, val = np.sort(np.concatenate([rest, val])), val[:0]
@@ -101,19 +99,10 @@ def make_parts(
         train, val = train[kept], train[held_out]
     unlabeled = everywhere[~known & (given == "train")]
     if groups is not None:
+        _check_groups({"train": groups[train], "val": groups[val], "test": groups[test]})
         held_out = groups[np.concatenate([test, val])]
         unlabeled = unlabeled[~np.isin(groups[unlabeled], held_out)]
     return Parts(test, val, np.sort(np.concatenate([train, unlabeled])))
-
-
-def _check_given_groups(groups: np.ndarray, given: np.ndarray) -> None:
-    parts: dict[str, str] = {}
-    for group, part in zip(groups.tolist(), given.tolist(), strict=True):
-        if parts.setdefault(group, part) != part:
-            raise InvalidValueError(
-                f"The group {group!r} is in {parts[group]} and in {part}, as the data give the parts, and no group may "
-                "be in two. Correct the parts, or leave group out."
-            )
 
 
 def _number(size: Size, of: int) -> int:
@@ -140,6 +129,19 @@ def _some_of(pool: np.ndarray, labels: np.ndarray, size: Size, seed: int, name: 
     if wanted > len(pool):
         raise InvalidValueError(f"{name} is {size}, but the part that the data give has {len(pool)} samples.")
     return _split(pool, labels, [wanted], seed, None)[0]
+
+
+def _check_groups(groups: dict[str, np.ndarray]) -> None:
+    """Whether each group is in one part; parts that the data give may break one."""
+    part_of: dict[object, str] = {}
+    for part, own in groups.items():
+        for group in np.unique(own).tolist():
+            first = part_of.setdefault(group, part)
+            if first != part:
+                raise InvalidValueError(
+                    f"The group {group!r} is in {first} and in {part}, as the data give the parts, and no group may be "
+                    "in two. Correct the parts, or leave group out."
+                )
 
 
 def _split(
