@@ -81,6 +81,8 @@ def make_parts(
     rest, val, test = (everywhere[known & (given == part)] for part in ("train", "val", "test"))
     if fold is not None:
         rest, val = np.sort(np.concatenate([rest, val])), val[:0]
+    if groups is not None:
+        _check_groups({"train": groups[rest], "val": groups[val], "test": groups[test]})
     drawn = {}
     if not len(test):
         drawn["test_size"] = _number(test_size, len(rest))
@@ -99,7 +101,6 @@ def make_parts(
         train, val = train[kept], train[held_out]
     unlabeled = everywhere[~known & (given == "train")]
     if groups is not None:
-        _check_groups({"train": groups[train], "val": groups[val], "test": groups[test]})
         held_out = groups[np.concatenate([test, val])]
         unlabeled = unlabeled[~np.isin(groups[unlabeled], held_out)]
     return Parts(test, val, np.sort(np.concatenate([train, unlabeled])))
