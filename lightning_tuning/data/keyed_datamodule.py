@@ -19,7 +19,7 @@ from lightning_tuning.data.batches import EvalBatches, Reader, TrainBatches, Vie
 from lightning_tuning.data.folds import parse_fold
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader, quiet_opencv
-from lightning_tuning.data.parts import Parts, check_size, make_parts
+from lightning_tuning.data.parts import Parts, as_size, make_parts
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Stream
 from lightning_tuning.data.split_manifest import Split, load_split
 from lightning_tuning.data.split_record import check_split, digests, record_split
@@ -135,8 +135,7 @@ class KeyedDataModule(LightningDataModule, ABC):
                 raise InvalidValueError("steps_per_epoch is 'unlabeled', but unlabeled_batch_size is 0. Give it, too.")
         else:
             check_count("steps_per_epoch", steps_per_epoch, 1, optional=True)
-        check_size("val_size", val_size)
-        check_size("test_size", test_size)
+        val_size, test_size = as_size("val_size", val_size), as_size("test_size", test_size)
         check_count("seed", seed, 0, LARGEST_SEED, optional=True)
         check_count("split_seed", split_seed, 0, LARGEST_SEED)
         check_count("num_workers", num_workers, 0, optional=True)

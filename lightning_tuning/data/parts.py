@@ -22,15 +22,25 @@ class Parts(NamedTuple):
     train: np.ndarray
 
 
-def check_size(name: str, value: Size, optional: bool = True) -> None:
-    """Raise :class:`InvalidValueError` unless ``value`` is a number of samples, a share of them, or None.
+def as_size(name: str, value: Size, optional: bool = True) -> Size:
+    """``value``, a number of samples, a share of them, or None.
+
+    A number may come as a float: jsonargparse reads ``3`` as 3.0 where an earlier class of the run had ``float | int |
+    None``, which Python's ``typing`` takes for the same as ours, and hands out in that order.
+
+    Raises:
+        InvalidValueError: ``value`` is none of these. 1.0 is not: it may be meant as one or as all.
 
     Example:
-        >>> check_size("val_size", 1.5)
+        >>> as_size("val_size", 3.0)
+        3
+        >>> as_size("val_size", 1.5)
         Traceback (most recent call last):
         lightning_tuning.errors.InvalidValueError: val_size is 1.5; it must be a number of samples, an integer of at \
 least 0, or a share of them between 0 and 1, as 0.1, or None.
     """
+    if isinstance(value, float) and value.is_integer() and value != 1:
+        value = int(value)
     is_count = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
     is_share = isinstance(value, float) and 0 < value < 1
     if not (is_count or is_share or (value is None and optional)):
@@ -38,6 +48,7 @@ least 0, or a share of them between 0 and 1, as 0.1, or None.
             f"{name} is {value!r}; it must be a number of samples, an integer of at least 0, or a share of them "
             f"between 0 and 1, as 0.1{', or None' if optional else ''}."
         )
+    return value
 
 
 def make_parts(

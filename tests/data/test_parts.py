@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lightning_tuning.data import DigitsDataModule, TableDataModule, stratified_split
-from lightning_tuning.data.parts import check_size, make_parts
+from lightning_tuning.data.parts import as_size, make_parts
 from lightning_tuning.errors import InvalidValueError
 
 LABELS = np.arange(200) % 4
@@ -186,13 +186,23 @@ def test_sizes_that_do_not_fit(val_size, test_size, kwargs, message):
     assert str(raised.value) == message
 
 
-@pytest.mark.parametrize("value", [-1, 0.0, 1.0, 1.5, -0.1, "10%", True, float("nan")])
+def test_a_number_may_come_as_a_float():
+    """jsonargparse's doing, in a run in which another class has ``float | int | None``."""
+    for value in (0.0, 2.0, 300.0):
+        size = as_size("val_size", value)
+        assert (size, type(size)) == (int(value), int)
+    assert as_size("val_size", 0.5) == 0.5
+    data = DigitsDataModule(val_size=20.0, test_size=40.0)
+    assert (data.val_size, data.hparams.test_size) == (20, 40)
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, 1.5, -0.1, "10%", True, float("nan")])
 def test_what_is_no_size(value):
     for name in ("val_size", "test_size"):
         with pytest.raises(InvalidValueError, match=rf"{name} is .*; it must be a number of samples, an integer of"):
             DigitsDataModule(**{name: value})
     with pytest.raises(InvalidValueError, match=r"as 0\.1\.$"):
-        check_size("share", None, optional=False)
+        as_size("share", None, optional=False)
 
 
 def test_shares_and_groups_of_a_table(tmp_path):
