@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which read __all__ of the pa
     from .modules import *  # noqa: F403
     from .presets import preset as preset
     from .presets import preset_names as preset_names
+    from .resume import assert_resumes_exactly as assert_resumes_exactly
+    from .resume import check_resume as check_resume
     from .timing import *  # noqa: F403
 
 __version__ = "0.1.0"
@@ -94,6 +96,7 @@ _HOME = {
         "MonitorCheck",
         "PostHocEMA",
         "RobustAccuracy",
+        "SaveOnSignal",
         "Schedule",
         "SnapshotEnsemble",
         "SpikeGuard",
@@ -114,6 +117,7 @@ _HOME = {
         "WebDatasetDataModule",
     ),
     "presets": ("preset", "preset_names"),
+    "resume": ("assert_resumes_exactly", "check_resume"),
     "cli": ("TuningCLI",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

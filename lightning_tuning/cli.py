@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 # Imported for their names: a class that is imported can be written without its module.
 from lightning_tuning import __version__, callbacks, data, mixins, modules  # noqa: F401
+from lightning_tuning.callbacks.save_on_signal import EXIT_CODE as SIGTERM_CODE
 from lightning_tuning.cli_audit import COMMAND as AUDIT
 from lightning_tuning.cli_audit import HELP as AUDIT_HELP
 from lightning_tuning.cli_audit import audit_parser, run_audit
@@ -77,8 +78,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         return _interrupted(str(interrupt))
-    except SIGTERMException:
-        return 143
+    except SIGTERMException as stop:
+        return stop.code if isinstance(stop.code, int) else SIGTERM_CODE
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
             return _interrupted()
@@ -171,6 +172,8 @@ class TuningCLI(LightningCLI):
         self.config = parser.parse_args(args)
         config = self.config[self.config.subcommand]
         config.run.name = config.run.name or default_name(config.config, config.model.class_path)
+        if config.ckpt_path == "auto":
+            config.ckpt_path = "last" if self._has_run_before(config.run) else None
         path = find_checkpoint(config.ckpt_path, config.run)
         if path is None:
             return
@@ -181,6 +184,9 @@ class TuningCLI(LightningCLI):
             config = self.config[self.config.subcommand]
             config.run.name = name
         config.ckpt_path = str(path)
+
+    def _has_run_before(self, run: RunConfig) -> bool:
+        return any(Path(run.dir, run.name or "").glob("*/checkpoints/last.ckpt"))
 
     def _parse_ckpt_path(self) -> None:
         """Done in ``parse_arguments``, where configuration files and flags can win over the checkpoint."""
@@ -238,6 +244,7 @@ class TuningCLI(LightningCLI):
         """Those that a run has unless the user lists one of the same class."""
         defaults: list[Callback] = [
             callbacks.ExactResume(),
+            callbacks.SaveOnSignal(),
             callbacks.GradientNorm(),
             callbacks.MonitorCheck(),
             LearningRateMonitor(logging_interval="step"),
@@ -288,6 +295,10 @@ class TuningCLI(LightningCLI):
                 last = self.folder / "checkpoints" / "last.ckpt"
                 hint = f" Continue from the last epoch's end with --ckpt_path={last}" if last.exists() else ""
                 raise KeyboardInterrupt(f"Interrupted after step {self.trainer.global_step}.{hint}") from None
+            saved = next((c.saved for c in self.trainer.callbacks if isinstance(c, callbacks.SaveOnSignal)), None)  # type: ignore[attr-defined]
+            if saved and self.trainer.is_global_zero:
+                step = self.trainer.global_step
+                print(f"Stopped by SIGTERM after step {step}. Continue with --ckpt_path={saved}", file=sys.stderr)
             raise
         finally:
             self._draw_curves()

@@ -42,6 +42,12 @@ class DivergenceError(TuningError):
     exit_code = 3
 
 
+class ResumeError(TuningError, AssertionError):
+    """A resumed run is not the uninterrupted one."""
+
+    exit_code = 1
+
+
 def check_range(
     name: str,
     value: float,

@@ -14,10 +14,10 @@ import lightning_tuning
 PACKAGE = Path(lightning_tuning.__file__).parent
 LAYERS = (
     (
-        *("cli", "cli_audit", "cli_curves", "cli_help", "cli_list", "cli_parser", "cli_plot", "cli_probe"),
+        *("cli", "cli_audit", "cli_curves", "cli_help", "cli_list", "cli_parser", "cli_plot", "cli_probe", "cli_resume"),
         *("presets", "__main__"),
     ),
-    ("modules",),
+    ("modules", "resume"),
     ("mixins", "callbacks", "data", "runs"),
     ("timing",),
     ("functional",),

@@ -16,6 +16,7 @@ from .lr_range_test import LRRangeTest
 from .monitor_check import MonitorCheck
 from .post_hoc_ema import PostHocEMA
 from .robust_accuracy import RobustAccuracy
+from .save_on_signal import SaveOnSignal
 from .schedule import Schedule
 from .snapshot_ensemble import SnapshotEnsemble
 from .spike_guard import SpikeGuard
@@ -40,6 +41,7 @@ __all__ = [
     "MonitorCheck",
     "PostHocEMA",
     "RobustAccuracy",
+    "SaveOnSignal",
     "Schedule",
     "SnapshotEnsemble",
     "SpikeGuard",
