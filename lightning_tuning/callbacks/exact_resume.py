@@ -17,6 +17,8 @@ from torch import Tensor
 
 from lightning_tuning.errors import InvalidValueError
 
+from ._epoch_means import restore_sums, sums_of_ranks
+
 _MASK = (1 << 64) - 1
 _STATE_KEY = "exact_resume"
 _HOOKS, _LOADER, _VALIDATION = 0, 1, 2
@@ -78,14 +80,17 @@ class ExactResume(Callback):
         self._key = 0
         self._seed_device: Callable[[int], Any] | None = None
         self._metrics: dict[str, Tensor] = {}
+        self._sums: list[dict[str, Any]] = []
+        self._reopened = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._key = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        self._metrics = {}
+        self._metrics, self._sums, self._reopened = {}, [], False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         metrics = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
-        checkpoint[_STATE_KEY] = {"seed": self._key, "metrics": metrics}
+        sums = sums_of_ranks(trainer, pl_module) if _is_within_epoch(trainer.fit_loop) else []
+        checkpoint[_STATE_KEY] = {"seed": self._key, "metrics": metrics, "sums": sums}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get(_STATE_KEY)
@@ -99,7 +104,8 @@ class ExactResume(Callback):
                 f"ExactResume(seed={self.seed}) resumes a run of seed {state['seed']}: it will differ from the"
                 f" uninterrupted run. Write seed={state['seed']} or leave the seed out."
             )
-        self._metrics = state["metrics"]
+        self._metrics, self._sums = state["metrics"], state.get("sums", [])
+        self._reopened = _reopen_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = trainer.strategy.root_device
@@ -107,7 +113,7 @@ class ExactResume(Callback):
         if trainer.fit_loop.is_resuming:
             metrics = {name: value.to(device) for name, value in self._metrics.items()}
             trainer._logger_connector._callback_metrics.update(metrics)
-            _mend_epoch_end(trainer.fit_loop)
+            _mend_epoch_end(trainer.fit_loop, self._reopened)
         self._seed_before_loader(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -143,6 +149,8 @@ class ExactResume(Callback):
             if keeps_iterator and not any(hasattr(loader, "load_state_dict") for loader in loaders):
                 iter(data_fetcher)
             on_run_start(epoch_loop, data_fetcher)
+            if fit_loop.is_resuming and self._sums:
+                restore_sums(trainer, trainer.lightning_module, self._sums)
             if epoch_loop._is_training_done and not epoch_loop._should_check_val_fx(data_fetcher):
                 epoch_loop._restarting = False  # or it would wait for a validation and train one more batch
 
@@ -159,15 +167,19 @@ class ExactResume(Callback):
         random.seed(bits)
 
 
-def _mend_epoch_end(fit_loop: _FitLoop) -> None:
+def _mend_epoch_end(fit_loop: _FitLoop, reopened: bool) -> None:
     """Bring the loops of a run resumed at an epoch's end to where the uninterrupted run was."""
     epoch_loop = fit_loop.epoch_loop
     progress: Any = fit_loop.epoch_progress
     if fit_loop.restarted_mid_epoch:
-        if epoch_loop.batch_progress.is_last_batch:
+        is_last = epoch_loop.batch_progress.is_last_batch
+        if is_last:
             fit_loop._restarting = False  # only then `on_advance_end` steps the plateau schedulers
-            if epoch_loop.restarted_on_train_batch_end:
-                _finish_last_batch(fit_loop)
+        validates = epoch_loop._should_check_val_fx(fit_loop._data_fetcher)  # type: ignore[arg-type]
+        if epoch_loop.restarted_on_train_batch_end and (is_last or validates):
+            _finish_batch(fit_loop, is_last, validates)
+        elif reopened and validates:
+            epoch_loop._batches_that_stepped -= 1  # Lightning counts the batch again when it passes over the validation
         return
     if fit_loop.resumed_on_epoch_end or fit_loop.restarted_on_epoch_end:
         # Saved in `on_train_epoch_end`; the plateau schedulers step after it, in the epoch's own count.
@@ -182,18 +194,39 @@ def _mend_epoch_end(fit_loop: _FitLoop) -> None:
         epoch_loop.restarting = fit_loop._restarting = False
 
 
-def _finish_last_batch(fit_loop: _FitLoop) -> None:
-    """Do what follows the last batch: the checkpoint was written in its ``on_train_batch_end``."""
+def _finish_batch(fit_loop: _FitLoop, is_last: bool, validates: bool) -> None:
+    """Do what follows a batch in whose ``on_train_batch_end`` the checkpoint was written."""
     epoch_loop, val_loop = fit_loop.epoch_loop, fit_loop.epoch_loop.val_loop
     progress: Any  # Lightning annotates a base class without `processed`
     for progress in (fit_loop.epoch_progress.current, fit_loop.epoch_progress.total):
-        progress.processed -= 1
-        progress.completed -= 1
+        progress.processed -= is_last
+        progress.completed -= is_last
     epoch_loop.batch_progress.increment_completed()
     epoch_loop._restart_stage = "restarted_on_last"
-    if epoch_loop._should_check_val_fx(fit_loop._data_fetcher):  # type: ignore[arg-type]
+    if validates:
         val_loop.restarting = False
         val_loop.batch_progress.reset_on_run()
         val_loop._restart_stage = "restarted_mid_evaluation"
     else:
         epoch_loop._batches_that_stepped += 1
+
+
+def _is_within_epoch(fit_loop: _FitLoop) -> bool:
+    """Whether the epoch has begun, and its end not been logged."""
+    progress: Any = fit_loop.epoch_progress.current
+    return progress.processed < progress.started
+
+
+def _reopen_epoch(loop: dict[str, Any]) -> bool:
+    """Go on within an epoch that ``max_steps`` or an early stop ended before its last batch; Lightning begins the next.
+
+    Returns:
+        Whether there was such an end.
+    """
+    epoch, batch = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    is_over = epoch["current"]["processed"] == epoch["current"]["started"] and batch["current"]["ready"] > 0
+    if batch["is_last_batch"] or not is_over:
+        return False
+    for count in (epoch["current"], epoch["total"]):
+        count["processed"] = count["completed"] = count["started"] - 1
+    return True

@@ -80,6 +80,18 @@ class TermLog:
                 means[name] = torch.tensor(sum(totals) / sum(counts))
         return means
 
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of the epoch so far, on this rank."""
+        return {
+            name: (value.cpu(), torch.as_tensor(self._count[name], dtype=torch.float32).cpu())
+            for name, value in self._sum.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from them."""
+        for name, (value, count) in state.items():
+            self._sum[name], self._count[name] = value.to(device), count.to(device)
+
     def clear(self) -> None:
         """Forget the epoch. Call it in ``on_fit_start``: an earlier fit may have been interrupted within one."""
         for collected in (self._last, self._sum, self._count):

@@ -86,8 +86,8 @@ def _hints(before: Mapping[tuple[int, int], tuple[int, dict[str, Any]]], run: Ma
         if (epoch, batch) in before:
             whole = before[epoch, batch][1]
             keys = [key for key in dict.fromkeys([*whole, *state]) if key.startswith(HINT)]
-            pairs = [(key, whole.get(key, _MISSING), state.get(key, _MISSING)) for key in keys]
-            return [f"{k.removeprefix(f'{HINT}: ')} ({a}; resumed: {b})" for k, a, b in pairs if not same(a, b)]
+            pairs = [(key, whole.get(key), state.get(key)) for key in keys]
+            return [f"{k.removeprefix(f'{HINT}: ')} ({a}; resumed: {b})" for k, a, b in pairs if not same(a or None, b or None)]
     return []
 
 

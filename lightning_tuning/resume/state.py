@@ -114,7 +114,7 @@ def _stateful(trainer: Trainer) -> list[Callback]:
 def _python_state(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, Any]]:
     for name, part in module.named_modules():
         yield from _attributes(part, f"module.{name}" if name else "module", 1)
-    for callback in _stateful(trainer):
+    for callback in (c for c in _stateful(trainer) if not c.state_dict()):
         yield from _attributes(callback, type(callback).__name__, 1)
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is not None:
