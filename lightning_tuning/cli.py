@@ -29,6 +29,9 @@ from lightning_tuning.cli_audit import audit_parser, run_audit
 from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, default_name, raised_by_constructor
 from lightning_tuning.cli_plot import COMMAND as PLOT
 from lightning_tuning.cli_plot import PlotConfig, plot_schedule
+from lightning_tuning.cli_resume import COMMAND as CHECK
+from lightning_tuning.cli_resume import HELP as CHECK_HELP
+from lightning_tuning.cli_resume import CheckConfig, check_configuration
 from lightning_tuning.errors import InvalidValueError, TuningError
 from lightning_tuning.presets import check_runnable, preset_of
 from lightning_tuning.runs.checkpoints import default_checkpoints, find_checkpoint, model_of_checkpoint
@@ -39,7 +42,8 @@ from lightning_tuning.runs.journal import JournalLogger, write_json
 from lightning_tuning.runs.quiet import quiet
 from lightning_tuning.runs.summary import checkpoint_to_test, format_summary, summarize
 
-_WITHOUT_TRAINING = ("plan", PLOT)
+_WITHOUT_TRAINING = ("plan", PLOT, CHECK)
+"""Commands that neither make the run's Trainer nor its folder."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -158,6 +162,9 @@ class TuningCLI(LightningCLI):
         self._subcommand_parsers[PLOT] = self._prepare_subcommand_parser(Trainer, "fit", description=help_text)
         self._subcommand_parsers[PLOT].add_class_arguments(PlotConfig, "plot")
         subcommands.add_subcommand(PLOT, self._subcommand_parsers[PLOT], help=help_text)
+        self._subcommand_parsers[CHECK] = self._prepare_subcommand_parser(Trainer, "fit", description=CHECK_HELP)
+        self._subcommand_parsers[CHECK].add_class_arguments(CheckConfig, "check")
+        subcommands.add_subcommand(CHECK, self._subcommand_parsers[CHECK], help=CHECK_HELP)
         subcommands.add_subcommand(AUDIT, audit_parser(), help=AUDIT_HELP)
         help_text = "Print the techniques, callbacks and presets there are."
         subcommands.add_subcommand("list", ArgumentParser(description=help_text), help=help_text)
@@ -281,10 +288,24 @@ class TuningCLI(LightningCLI):
             plot, run = self._get(self.config_init, "plot"), self._get(self.config, "run")
             print(plot_schedule(plot, run.name, self.model, self.datamodule, trainer.as_dict(), given))
             return
+        if subcommand == CHECK:
+            report = check_configuration(self._get(self.config_init, "check"), self._make_run)
+            print(report)
+            if not report.ok:
+                raise SystemExit(1)
+            return
         planned = mixins.plan(self.model, given)
         print(planned)
         if planned.problems:
             raise InvalidValueError("This would not train: see the problem above.")
+
+    def _make_run(self) -> tuple[LightningModule, Any, dict[str, Any]]:
+        """Module, data and the Trainer's arguments, made anew."""
+        self.instantiate_classes()
+        trainer = self._get(self.config_init, "trainer")
+        given = _as_list(trainer.callbacks)
+        settings = {**trainer.as_dict(), "callbacks": [*given, *self._default_callbacks(given, False)]}
+        return self.model, self.datamodule, settings
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, draw the curves (also after Ctrl-C or an error), test the best checkpoint, print the summary."""

@@ -20,7 +20,7 @@ COMMAND = "audit"
 HELP = "Read every sample of a configuration once and report what is wrong with the data."
 _OF_OTHER_COMMANDS = (
     *("model", "trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
-    *("verbose", "return_predictions", "plot"),
+    *("verbose", "return_predictions", "plot", "check"),
 )
 """What a configuration file may hold besides, and is not looked at."""
 

@@ -23,7 +23,7 @@ _STOP, _REQUEUE = 2, 1
 
 
 class SaveOnSignal(Callback):
-    """On SIGTERM writes a checkpoint, when the accumulation window under way is complete, and ends the process with 143.
+    """On SIGTERM writes a checkpoint, when the accumulation window under way is complete, and ends with code 143.
 
     Stock Lightning ends with code 0 and writes nothing. The signal handler only takes note. Behind each optimizer step
     the ranks ask one another whether anyone was signalled (in place of Lightning's own question before each batch), so
@@ -145,7 +145,7 @@ class SaveOnSignal(Callback):
         raise SIGTERMException(0 if started_by_lightning else EXIT_CODE)
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
         folder = Path(folders[0]) if folders else Path(trainer.default_root_dir, "checkpoints")

@@ -13,13 +13,13 @@ _CAUSES = {
         "on_train_batch_start. Put ExactResume behind it."
     ),
     "data": (
-        "the order of samples or an augmentation comes from a random generator, a counter or a cache of its own, in the "
-        "dataset, a transform or the sampler, and no checkpoint holds it. Make it a function of the seed, the epoch and "
-        "the sample, as the data modules of this package do."
+        "the order of samples or an augmentation comes from a random generator, a counter or a cache of its own, in "
+        "the dataset, a transform or the sampler, and no checkpoint holds it. Make it a function of the seed, the "
+        "epoch and the sample, as the data modules of this package do."
     ),
     "weights": (
-        "the weights are changed behind the checkpoint (in the module's on_train_batch_end or on_train_epoch_end, which "
-        "come after the callbacks that save), when it is loaded, or in on_train_start."
+        "the weights are changed behind the checkpoint (in the module's on_train_batch_end or on_train_epoch_end, "
+        "which come after the callbacks that save), when it is loaded, or in on_train_start."
     ),
     "buffers": (
         "a buffer with persistent=False, which no checkpoint holds, or one that is changed in the module's "
@@ -35,13 +35,13 @@ _CAUSES = {
     ),
 }
 _LATER = (
-    "the step depends on something that no checkpoint holds: an attribute of the module that is no buffer (a counter, a "
-    "list, a tensor), a random generator of its own, a metric outside of state_dict, or kernels that are not "
+    "the step depends on something that no checkpoint holds: an attribute of the module that is no buffer (a counter, "
+    "a list, a tensor), a random generator of its own, a metric outside of state_dict, or kernels that are not "
     "deterministic. Register it as a buffer, or save it in on_save_checkpoint."
 )
 NOT_DETERMINISTIC = (
-    "two runs from the start, of the same seed, differ already. Without Trainer(deterministic=True) some kernels of a GPU "
-    "do; so does what depends on the time, on threads or on a random generator without a seed."
+    "two runs from the start, of the same seed, differ already. Without Trainer(deterministic=True) some kernels of a "
+    "GPU do; so does what depends on the time, on threads or on a random generator without a seed."
 )
 
 
@@ -61,7 +61,7 @@ def cause_of(group: str, at_once: bool, facts: Mapping[str, Any], hints: Sequenc
     if group == "data" and facts["stateless"] and facts["moment"] in _WITHIN_AN_EPOCH:
         return (
             f"the loader ({', '.join(facts['stateless'])}) has no state_dict and load_state_dict, so the epoch's data "
-            "begin again. Use a data module of this package, torchdata's StatefulDataLoader, or save at epoch ends only."
+            "begin again. Use a data module of this package or a loader with a state, or save at epoch ends only."
         )
     family = group.split(" ")[0] if group != "random numbers" else group
     at_once = at_once or family in ("data", "random numbers", "logged", "progress")

@@ -19,7 +19,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_tuning.callbacks import SaveOnSignal
 from lightning_tuning.errors import ResumeError, check_choice, check_count
 
 from .compare import START, first_difference
@@ -46,7 +45,7 @@ _OWN = {
 def assert_resumes_exactly(
     module_factory: Callable[[], LightningModule],
     datamodule_factory: Callable[[], Any],
-    trainer_kwargs: Mapping[str, Any] | None = None,
+    trainer_kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     moments: Collection[str] = MOMENTS,
     batches: int | None = None,
 ) -> ResumeReport:
@@ -58,8 +57,8 @@ def assert_resumes_exactly(
     Args:
         module_factory: Makes the module; called for each run, with the same seed.
         datamodule_factory: Makes its data: a LightningDataModule, a loader, or the loaders of training and validation.
-        trainer_kwargs: Arguments of the Trainer. Callbacks are copied for each run; those that save checkpoints are
-            left out. Lengths, loggers and folders are the check's own.
+        trainer_kwargs: Arguments of the Trainer, copied for each run, or a function that makes them. Callbacks that
+            save checkpoints are left out, and lengths, loggers and folders are the check's own.
         moments: Where to stop, of :data:`MOMENTS`.
         batches: Training batches in an epoch, at least 2. None: 4, or enough for two and a half accumulation windows.
 
@@ -67,7 +66,7 @@ def assert_resumes_exactly(
         The report.
 
     Raises:
-        ResumeError: A resumed run differs; the text is the report, which names the first difference and its usual cause.
+        ResumeError: A resumed run differs. The text is the report: the first difference and its usual cause.
     """
     report = check_resume(module_factory, datamodule_factory, trainer_kwargs, moments, batches)
     if not report.ok:
@@ -78,7 +77,7 @@ def assert_resumes_exactly(
 def check_resume(
     module_factory: Callable[[], LightningModule],
     datamodule_factory: Callable[[], Any],
-    trainer_kwargs: Mapping[str, Any] | None = None,
+    trainer_kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     moments: Collection[str] = MOMENTS,
     batches: int | None = None,
 ) -> ResumeReport:
@@ -86,21 +85,23 @@ def check_resume(
     for moment in moments:
         check_choice("moments", moment, MOMENTS)
     check_count("batches", batches, 2, optional=True)
-    kwargs = dict(trainer_kwargs or {})
-    if batches is None:
-        window = kwargs.get("accumulate_grad_batches", 1)
-        batches = max(4, 2 * window + window // 2)
-    kwargs["limit_train_batches"] = batches
-    kwargs["limit_val_batches"] = min(kwargs.get("limit_val_batches") or 0, 2) if "limit_val_batches" in kwargs else 2
     with tempfile.TemporaryDirectory() as folder, _generators_kept(), _silence():
-        check = _Check(Path(folder), module_factory, datamodule_factory, kwargs)
+        make = trainer_kwargs if callable(trainer_kwargs) else lambda: copy.deepcopy(dict(trainer_kwargs or {}))
+        check = _Check(Path(folder), module_factory, datamodule_factory, make, batches)
         check.run("whole", saves=True)
         return ResumeReport(tuple(map(check.moment, moments)), check.steps, check.ranks)
 
 
 class _Check:
-    def __init__(self, folder: Path, module: Callable[[], Any], data: Callable[[], Any], kwargs: dict[str, Any]) -> None:
-        self.folder, self.module, self.data, self.kwargs = folder, module, data, kwargs
+    def __init__(
+        self,
+        folder: Path,
+        module: Callable[[], LightningModule],
+        data: Callable[[], Any],
+        kwargs: Callable[[], Mapping[str, Any]],
+        batches: int | None,
+    ) -> None:
+        self.folder, self.module, self.data, self.kwargs, self.batches = folder, module, data, kwargs, batches
 
     @property
     def ranks(self) -> int:
@@ -116,14 +117,16 @@ class _Check:
         folder.mkdir()
         _seed()
         module, data, log = self.module(), self.data(), LogRecord()
-        kwargs = copy.deepcopy(self.kwargs)
-        given = kwargs.pop("callbacks", None) or []
+        kwargs = dict(self.kwargs())
+        given = kwargs.get("callbacks") or []
         callbacks = [c for c in (given if isinstance(given, list) else [given]) if not isinstance(c, Checkpoint)]
         watch = Watch(folder, log, leg, saves)
+        window = kwargs.get("accumulate_grad_batches") or 1
+        kwargs["limit_train_batches"] = self.batches or max(4, 2 * window + window // 2)
+        kwargs["limit_val_batches"] = 0 if kwargs.get("limit_val_batches") == 0 else 2
         kwargs.update(_OWN, callbacks=[*callbacks, watch], logger=log, default_root_dir=str(folder))
-        loaders = {"datamodule": data} if isinstance(data, LightningDataModule) else _as_loaders(data)
         # The checkpoint is the check's own, whatever the user's module puts into it.
-        Trainer(**kwargs).fit(module, **loaders, ckpt_path=resume and str(resume), weights_only=False)
+        Trainer(**kwargs).fit(module, **_as_loaders(data), ckpt_path=resume and str(resume), weights_only=False)
 
     def moment(self, moment: str) -> MomentResult:
         """Stop a run there, resume it and compare."""
@@ -140,7 +143,7 @@ class _Check:
                 if moment != "SIGTERM" or not (self.folder / moment / "rank0.pt").exists():
                     raise
             if moment == "SIGTERM":
-                checkpoint = self.folder / moment / "checkpoints" / f"{self._filename()}.ckpt"
+                checkpoint = next((self.folder / moment / "checkpoints").glob("*.ckpt"), checkpoint)
             if difference := self._compare(moment, START):
                 return MomentResult(moment, difference=difference)
         if not checkpoint.exists():
@@ -157,11 +160,6 @@ class _Check:
             return MomentResult(moment, unreached="there is no validation.")
         return MomentResult(moment, unreached="an epoch has no middle where an optimizer step ends.")
 
-    def _filename(self) -> str:
-        callbacks = self.kwargs.get("callbacks") or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        return next((c.filename for c in callbacks if isinstance(c, SaveOnSignal)), "last")
-
     def _compare(self, name: str, moment: str) -> Difference | None:
         pairs = ((self._record("whole", rank), self._record(name, rank), rank) for rank in range(self.ranks))
         return next((d for whole, run, rank in pairs if (d := first_difference(whole, run, rank, moment))), None)
@@ -171,6 +169,8 @@ class _Check:
 
 
 def _as_loaders(data: Any) -> dict[str, Any]:
+    if isinstance(data, LightningDataModule):
+        return {"datamodule": data}
     train, val = data if isinstance(data, tuple) else (data, None)
     return {"train_dataloaders": train, "val_dataloaders": val}
 

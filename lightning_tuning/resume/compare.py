@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .causes import cause_of
@@ -87,12 +86,20 @@ def _hints(before: Mapping[tuple[int, int], tuple[int, dict[str, Any]]], run: Ma
             whole = before[epoch, batch][1]
             keys = [key for key in dict.fromkeys([*whole, *state]) if key.startswith(HINT)]
             pairs = [(key, whole.get(key), state.get(key)) for key in keys]
-            return [f"{k.removeprefix(f'{HINT}: ')} ({a}; resumed: {b})" for k, a, b in pairs if not same(a or None, b or None)]
+            return [
+                f"{k.removeprefix(f'{HINT}: ')} ({a}; resumed: {b})"
+                for k, a, b in pairs
+                if not same(a or None, b or None)
+            ]
     return []
 
 
 def _first_logged(
-    whole: list[tuple[int, dict[str, float]]], run: Mapping[str, Any], facts: Mapping[str, Any], hints: list[str], rank: int
+    whole: list[tuple[int, dict[str, float]]],
+    run: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    hints: list[str],
+    rank: int,
 ) -> Difference | None:
     """The first logged value that the uninterrupted run did not log, and then the first that is missing."""
     logged: dict[tuple[int, str], list[float]] = defaultdict(list)
@@ -115,6 +122,6 @@ def _first_logged(
     for step, name in logged:
         if start is not None and step > start and (step, name) not in seen:
             cause = cause_of("logged", False, facts, hints)
-            value = str(logged[step, name][-1])
-            return Difference(f"logged: {name}", f"logged at step {step}", value, _MISSING, None, cause, rank)
+            known = str(logged[step, name][-1])
+            return Difference(f"logged: {name}", f"logged at step {step}", known, _MISSING, None, cause, rank)
     return None

@@ -117,7 +117,8 @@ class Watch(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._write(trainer)
         if self.leg == "SIGTERM" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-            raise RuntimeError("stopped")  # the parent waits for ever for processes that end by SystemExit
+            trainer.strategy.barrier()  # the first process that fails has the others killed
+            raise RuntimeError("stopped")  # and the parent waits for ever for processes that end by SystemExit
 
     def _middle(self, trainer: Trainer) -> int:
         """The batches of the first half of an epoch in whole accumulation windows; 0 if there is no such place."""
