@@ -173,8 +173,7 @@ def _mend_epoch_end(fit_loop: _FitLoop, reopened: bool) -> None:
     progress: Any = fit_loop.epoch_progress
     if fit_loop.restarted_mid_epoch:
         is_last = epoch_loop.batch_progress.is_last_batch
-        if is_last:
-            fit_loop._restarting = False  # only then `on_advance_end` steps the plateau schedulers
+        fit_loop._restarting = False  # only then `on_advance_end` steps the plateau schedulers at this epoch's end
         validates = epoch_loop._should_check_val_fx(fit_loop._data_fetcher)  # type: ignore[arg-type]
         if epoch_loop.restarted_on_train_batch_end and (is_last or validates):
             _finish_batch(fit_loop, is_last, validates)

@@ -18,7 +18,9 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.multiprocessing import ProcessExitedException
 
+from lightning_tuning.callbacks.save_on_signal import EXIT_CODE
 from lightning_tuning.errors import ResumeError, check_choice, check_count
 
 from .compare import START, first_difference
@@ -139,8 +141,8 @@ class _Check:
                 self.run(moment, leg=moment)  # type: ignore[arg-type]
             except SIGTERMException:
                 pass
-            except Exception:
-                if moment != "SIGTERM" or not (self.folder / moment / "rank0.pt").exists():
+            except ProcessExitedException as error:  # of a process that was forked
+                if error.exit_code != EXIT_CODE:
                     raise
             if moment == "SIGTERM":
                 checkpoint = next((self.folder / moment / "checkpoints").glob("*.ckpt"), checkpoint)

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lightning_tuning.callbacks import ExactResume
 
@@ -90,6 +89,8 @@ class Watch(Checkpoint):
     ) -> None:
         if trainer.current_epoch != EPOCH:
             return
+        if self.leg == "SIGTERM":
+            self._write(trainer)  # in time: forked processes end without another hook
         if batch_idx + 1 == self._middle(trainer):
             self._save(trainer, "mid-epoch")
             if self.leg == "max_steps":
@@ -114,12 +115,6 @@ class Watch(Checkpoint):
             self.states.append((trainer.current_epoch, -1, trainer.global_step, last))
         self._write(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._write(trainer)
-        if self.leg == "SIGTERM" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-            trainer.strategy.barrier()  # the first process that fails has the others killed
-            raise RuntimeError("stopped")  # and the parent waits for ever for processes that end by SystemExit
-
     def _middle(self, trainer: Trainer) -> int:
         """The batches of the first half of an epoch in whole accumulation windows; 0 if there is no such place."""
         batches, window = trainer.num_training_batches, trainer.accumulate_grad_batches
@@ -135,4 +130,3 @@ class Watch(Checkpoint):
     def _write(self, trainer: Trainer) -> None:
         record = {"states": self.states, "events": self.logged.events, "facts": self.facts}
         torch.save(record, self.folder / f"rank{trainer.global_rank}.pt")
-        self.states = []
