@@ -79,7 +79,7 @@ DEFECTS = {
     ),
     "a metric in a list": (
         {"module": Summing},
-        "logged: train/worst",
+        "logged: train/sum",
         "logged at step 7",
         "a metric that is gathered outside",
     ),
