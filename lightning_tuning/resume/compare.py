@@ -86,12 +86,13 @@ def _hints(before: Mapping[tuple[int, int], tuple[int, dict[str, Any]]], run: Ma
             whole = before[epoch, batch][1]
             keys = [key for key in dict.fromkeys([*whole, *state]) if key.startswith(HINT)]
             pairs = [(key, whole.get(key), state.get(key)) for key in keys]
-            return [
-                f"{k.removeprefix(f'{HINT}: ')} ({a}; resumed: {b})"
-                for k, a, b in pairs
-                if not same(a or None, b or None)
-            ]
+            return [_hint(*pair) for pair in pairs if not same(pair[1] or None, pair[2] or None)]
     return []
+
+
+def _hint(key: str, whole: Any, resumed: Any) -> str:
+    values = (_MISSING if value is None else value for value in (whole, resumed))
+    return "{} ({}; resumed: {})".format(key.removeprefix(f"{HINT}: "), *values)
 
 
 def _first_logged(

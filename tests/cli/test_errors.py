@@ -145,9 +145,21 @@ def test_ctrl_c(run, capsys):
     assert capsys.readouterr().err.endswith(hint)
 
 
-def test_sigterm(run):
+def test_sigterm(run, capsys):
     folder = run("fit", f"{MODEL}Terminated", code=143)
     assert (folder / "curves.png").is_file()
+    last = folder / "checkpoints" / "last.ckpt"
+    assert capsys.readouterr().err.endswith(f"Stopped by SIGTERM after step 5. Continue with --ckpt_path={last}\n")
+    assert torch.load(last, weights_only=True)["global_step"] == 5
+
+
+def test_the_first_run_and_the_following_ones_have_one_command(run):
+    """A job that is requeued is started with the same command."""
+    first = run("fit", "--ckpt_path=auto", "--run.test=false")
+    assert torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    second = run("fit", "--ckpt_path=auto", "--run.test=false", "--trainer.max_epochs=3")
+    assert torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 9
+    assert '"step": 5' not in (second / "metrics.jsonl").read_text()
 
 
 def command(*args, monkeypatch):
