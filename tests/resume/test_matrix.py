@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 
 from lightning_tuning import (
@@ -20,11 +19,10 @@ from lightning_tuning.resume import MOMENTS
 
 
 def module():
-    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
-    network(torch.zeros(2, 1, 8, 8))
-    return ImageClassifier(
-        network=network, num_classes=10, sam_rho=0.05, ema_teacher_decay=0.9, mixup_alpha=0.2, dropout_rate=0.2
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 10)
     )
+    return ImageClassifier(network=network, num_classes=10, sam_rho=0.05, ema_teacher_decay=0.9, mixup_alpha=0.2)
 
 
 def callbacks():
