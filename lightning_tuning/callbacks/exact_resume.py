@@ -46,7 +46,7 @@ def hash_counters(*counters: int) -> int:
 
 
 class ExactResume(Callback):
-    """Reseeds at every batch, so that a run resumed at an epoch's end equals the uninterrupted run bit for bit.
+    """Reseeds at every batch, so that a resumed run equals the uninterrupted run bit for bit.
 
     Before each training batch torch's generators (the CPU's and the module's device's), ``random`` and ``numpy.random``
     are seeded with a hash of the seed, the epoch, the batch index and the rank: dropout, mixup and noise then do not
@@ -55,10 +55,12 @@ class ExactResume(Callback):
 
     A checkpoint may be written at any of the three moments at an epoch's end: on its last batch, after validation, or
     in ``on_train_epoch_end``. What stock resuming leaves out there is made good: the validation that had not run yet,
-    the metrics that EarlyStopping reads, the step of ``ReduceLROnPlateau``, the epoch count under ``max_steps``.
+    the metrics that EarlyStopping reads, the step of ``ReduceLROnPlateau``, the epoch count under ``max_steps``, and
+    the rest of an epoch that ``max_steps`` ended early.
 
-    Within an epoch the resume is exact only if the loader continues where it stopped (it has ``state_dict`` and
-    ``load_state_dict``) and the checkpoint does not lie within a gradient accumulation window.
+    Within an epoch the resume is exact if the loader continues where it stopped (it has ``state_dict`` and
+    ``load_state_dict``) and the checkpoint does not lie within a gradient accumulation window. The sums behind the
+    means of ``self.log(..., on_epoch=True)`` go on then too.
 
     Args:
         seed: Key of all streams, 0 to 2**64 - 1. None takes the checkpoint's when resuming, else ``PL_GLOBAL_SEED``

@@ -20,6 +20,8 @@ HINT = "python state"
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LONGEST = 10_000
 _DEPTH = 3
+_OTHERS = ("lightning.", "lightning_tuning.")
+"""Packages whose callbacks save what matters."""
 
 
 def snapshot(trainer: Trainer, module: LightningModule, batch: Any = None) -> dict[str, Any]:
@@ -114,8 +116,10 @@ def _stateful(trainer: Trainer) -> list[Callback]:
 def _python_state(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, Any]]:
     for name, part in module.named_modules():
         yield from _attributes(part, f"module.{name}" if name else "module", 1)
-    for callback in (c for c in _stateful(trainer) if not c.state_dict()):
-        yield from _attributes(callback, type(callback).__name__, 1)
+    for callback in _stateful(trainer):
+        own = not type(callback).__module__.startswith(_OTHERS)
+        if own and not callback.state_dict():
+            yield from _attributes(callback, type(callback).__name__, 1)
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is not None:
         yield from _attributes(datamodule, "datamodule", _DEPTH)

@@ -53,7 +53,7 @@ def test_a_difference_ends_with_code_1(check):
     assert re.search(
         r"^epoch end +step 6 +differs: weights: layer\.weight, before batch 1 of epoch 2 \(step 7\)", out, re.M
     )
-    assert "Not restored: module.calls (6; resumed: nothing)." in out
+    assert "Not restored: module.calls (6; resumed: nothing).\n" in out
 
 
 def test_bad_arguments(check):
