@@ -89,7 +89,10 @@ def test_a_mistake_in_a_file_names_the_file(text, config, capsys):
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(["fti"], "did you mean 'fit'?"), ([], "one of fit, validate, test, predict, plan, plot-schedule, check-resume, audit, list.")],
+    [
+        (["fti"], "did you mean 'fit'?"),
+        ([], "one of fit, validate, test, predict, plan, plot-schedule, check-resume, audit, list."),
+    ],
 )
 def test_unknown_subcommand(args, message, capsys):
     assert main(args) == 2
