@@ -229,6 +229,45 @@ def test_any_batch_with_a_stateful_loader(step: int, tmp_path: Path) -> None:
     assert equal(whole, rest)
 
 
+class Validations(Callback):
+    """Keeps when validation was made, and what it found."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, float]] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            found = trainer.callback_metrics["val/loss"].item()
+            self.seen.append((trainer.current_epoch, trainer.fit_loop.batch_idx, found))
+
+
+@pytest.mark.parametrize(("step", "made"), [(2, 0), (3, 1), (7, 2)])
+def test_a_validation_that_was_due_at_the_checkpoint_is_made(step: int, made: int, tmp_path: Path) -> None:
+    """Stock resuming leaves out those of steps 2 and 7, which come after the checkpoint."""
+    whole, rest, seen, seen_again = Net(), Net(), Validations(), Validations()
+    settings: dict[str, Any] = {"checkpoint": {"every_n_train_steps": 1}, "val_check_interval": 2}
+    one = fit(tmp_path / "a", whole, ExactResume(3), seen, loader=StatefulLoader(), **settings)
+    path = f"{tmp_path}/a/step={step}.ckpt"
+    two = fit(tmp_path / "b", rest, ExactResume(3), seen_again, loader=StatefulLoader(), resume=path, **settings)
+    assert [(epoch, batch) for epoch, batch, _ in seen.seen] == [(e, b) for e in range(EPOCHS) for b in (1, 3)]
+    assert seen_again.seen == seen.seen[made:]
+    assert equal(whole, rest)
+    counts = [trainer.fit_loop.epoch_loop._batches_that_stepped for trainer in (one, two)]
+    assert counts[0] == counts[1] == EPOCHS * BATCHES
+
+
+@pytest.mark.parametrize("end", [{"max_steps": 7}, {"max_steps": 18}], ids=["in the second epoch", "in the last"])
+def test_an_epoch_that_max_steps_ended_is_gone_on_with(end: dict[str, Any], tmp_path: Path) -> None:
+    whole, start, rest = Net(), Net(), Net()
+    fit(tmp_path / "a", whole, ExactResume(3), loader=StatefulLoader())
+    stopped = fit(tmp_path / "b", start, ExactResume(3), loader=StatefulLoader(), **end)
+    assert stopped.fit_loop.epoch_loop.batch_progress.current.ready < BATCHES
+    stopped.save_checkpoint(tmp_path / "end.ckpt")
+    resumed = fit(tmp_path / "c", rest, ExactResume(3), loader=StatefulLoader(), resume=f"{tmp_path}/end.ckpt")
+    assert resumed.global_step == EPOCHS * BATCHES
+    assert equal(whole, rest)
+
+
 class Draws(Net):
     """Keeps the first number of each generator in each step."""
 
