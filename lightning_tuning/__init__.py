@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which read __all__ of the pa
     from .presets import preset_names as preset_names
     from .resume import assert_resumes_exactly as assert_resumes_exactly
     from .resume import check_resume as check_resume
+    from .runs import ResilientWandbLogger as ResilientWandbLogger
     from .timing import *  # noqa: F403
 
 __version__ = "0.1.0"
@@ -82,6 +83,7 @@ _HOME = {
     "callbacks": (
         "ActivationHealth",
         "AdaptiveGradientClipping",
+        "AugmentedSamples",
         "AutoClip",
         "BatchNormRecalibration",
         "CheckpointSoup",
@@ -95,6 +97,8 @@ _HOME = {
         "LRRangeTest",
         "MonitorCheck",
         "PostHocEMA",
+        "PredictionSamples",
+        "PseudoLabelPanel",
         "RobustAccuracy",
         "SaveOnSignal",
         "Schedule",
@@ -118,6 +122,7 @@ _HOME = {
     ),
     "presets": ("preset", "preset_names"),
     "resume": ("assert_resumes_exactly", "check_resume"),
+    "runs": ("ResilientWandbLogger",),
     "cli": ("TuningCLI",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 # Imported for their names: a class that is imported can be written without its module.
 from lightning_tuning import __version__, callbacks, data, mixins, modules  # noqa: F401
+from lightning_tuning.callbacks._pictures import show_picture
 from lightning_tuning.callbacks.save_on_signal import EXIT_CODE as SIGTERM_CODE
 from lightning_tuning.cli_audit import COMMAND as AUDIT
 from lightning_tuning.cli_audit import HELP as AUDIT_HELP
@@ -33,14 +34,18 @@ from lightning_tuning.cli_resume import COMMAND as CHECK
 from lightning_tuning.cli_resume import HELP as CHECK_HELP
 from lightning_tuning.cli_resume import CheckConfig, check_configuration
 from lightning_tuning.errors import InvalidValueError, TuningError
-from lightning_tuning.presets import check_runnable, preset_of
+from lightning_tuning.presets import preset_of
+from lightning_tuning.presets.checks import check_runnable, check_together
 from lightning_tuning.runs.checkpoints import default_checkpoints, find_checkpoint, model_of_checkpoint
 from lightning_tuning.runs.config import RunConfig
 from lightning_tuning.runs.curves import save_curves
+from lightning_tuning.runs.facts import LogFacts
 from lightning_tuning.runs.folder import run_folder
+from lightning_tuning.runs.global_batch import GlobalBatch
 from lightning_tuning.runs.journal import JournalLogger, write_json
 from lightning_tuning.runs.quiet import quiet
 from lightning_tuning.runs.summary import checkpoint_to_test, format_summary, summarize
+from lightning_tuning.runs.wandb_logger import ResilientWandbLogger
 
 _WITHOUT_TRAINING = ("plan", PLOT, CHECK)
 """Commands that neither make the run's Trainer nor its folder."""
@@ -213,12 +218,16 @@ class TuningCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        presets = [name for path in config.config or [] if path and (name := preset_of(Path(str(path))))]
+        presets = self._presets()
+        check_together(presets)
         if self.subcommand in _WITHOUT_TRAINING:
             return
-        if note := check_runnable(presets, config.trainer.accelerator, config.trainer.devices):
-            rank_zero_info(note)
+        check_runnable(presets, config.trainer.as_dict())
         self.parser.add_instantiator(self._wandb_in_folder, WandbLogger)
+
+    def _presets(self) -> list[str]:
+        paths = self.config[self.subcommand].config or []
+        return [name for path in paths if path and (name := preset_of(Path(str(path))))]
 
     def instantiate_classes(self) -> None:
         try:
@@ -230,9 +239,10 @@ class TuningCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         if self.subcommand in _WITHOUT_TRAINING:  # which need neither a device nor a folder
             return None  # type: ignore[return-value]
+        global_batch = GlobalBatch(self._get(self.config_init, "run").global_batch_size)
         if trainer.barebones:
             self.save_config_callback = None
-            return super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(callbacks=[global_batch, *_as_list(trainer.callbacks)], **kwargs)
         if trainer.default_root_dir is not None:
             raise InvalidValueError(
                 f"trainer.default_root_dir is {trainer.default_root_dir!r}, but every run has its own folder. "
@@ -240,22 +250,23 @@ class TuningCLI(LightningCLI):
             )
         given = _as_list(trainer.callbacks)
         loggers = [logger for logger in _as_list(trainer.logger) if not isinstance(logger, bool)]
-        kwargs["callbacks"] = [*given, *self._default_callbacks(given, trainer.enable_checkpointing)]
+        kwargs["callbacks"] = [global_batch, *given, *self._default_callbacks(given, trainer)]
         kwargs["logger"] = [JournalLogger(self.folder), *loggers]
         try:
             return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
         except (ValueError, ImportError) as error:  # a setting that the Trainer refuses, or a package that it needs
             raise InvalidValueError(str(error)) from error
 
-    def _default_callbacks(self, given: Sequence[Callback], checkpointing: bool | None) -> list[Callback]:
+    def _default_callbacks(self, given: Sequence[Callback], trainer: Any) -> list[Callback]:
         """Those that a run has unless the user lists one of the same class."""
         defaults: list[Callback] = [
             callbacks.ExactResume(),
             callbacks.SaveOnSignal(),
-            callbacks.GradientNorm(),
             callbacks.MonitorCheck(),
-            LearningRateMonitor(logging_interval="step"),
+            LogFacts(self._presets()),
         ]
+        if trainer.log_every_n_steps != 0:  # or these would be called at each step for nothing
+            defaults += [callbacks.GradientNorm(), LearningRateMonitor(logging_interval="step")]
         missing = [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]
         run: RunConfig = self._get(self.config_init, "run")
         own = [g for g in given if isinstance(g, ModelCheckpoint)]
@@ -265,13 +276,16 @@ class TuningCLI(LightningCLI):
                 f"replaces the one that run.monitor would make. Give it monitor: {run.monitor}, or write "
                 "--run.monitor=null"
             )
-        if self.subcommand == "fit" and checkpointing is not False and not own:
+        if self.subcommand == "fit" and trainer.enable_checkpointing is not False and not own:
             missing += default_checkpoints(run.monitor, run.mode)
         return missing
 
     def _wandb_in_folder(self, cls: type[WandbLogger], *args: Any, **kwargs: Any) -> WandbLogger:
         if kwargs.get("save_dir", ".") == "." and kwargs.get("dir") is None:
             kwargs["save_dir"] = str(self.folder)
+        path = self._get(self.config, "ckpt_path")
+        if issubclass(cls, ResilientWandbLogger) and self.subcommand == "fit" and path and Path(path).is_file():
+            kwargs["ckpt_path"] = kwargs.get("ckpt_path") or path
         logger = cls(*args, **kwargs)
         if logger._wandb_init.get("anonymous", "") is None:
             del logger._wandb_init["anonymous"]  # wandb warns of this setting even when it is None
@@ -285,7 +299,8 @@ class TuningCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         given = _as_list(trainer.callbacks)
         if subcommand == PLOT:
-            plot, run = self._get(self.config_init, "plot"), self._get(self.config, "run")
+            plot, run = self._get(self.config_init, "plot"), self._get(self.config_init, "run")
+            given.insert(0, GlobalBatch(run.global_batch_size))
             print(plot_schedule(plot, run.name, self.model, self.datamodule, trainer.as_dict(), given))
             return
         if subcommand == CHECK:
@@ -304,7 +319,7 @@ class TuningCLI(LightningCLI):
         self.instantiate_classes()
         trainer = self._get(self.config_init, "trainer")
         given = _as_list(trainer.callbacks)
-        settings = {**trainer.as_dict(), "callbacks": [*given, *self._default_callbacks(given, False)]}
+        settings = {**trainer.as_dict(), "callbacks": [*given, *self._default_callbacks(given, trainer)]}
         return self.model, self.datamodule, settings
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
@@ -360,7 +375,8 @@ class TuningCLI(LightningCLI):
     def _draw_curves(self) -> None:
         if self._folder and self.trainer.is_global_zero:
             try:
-                save_curves(self._folder)
+                if (path := save_curves(self._folder)) is not None:
+                    show_picture(self.trainer, path)
             except Exception as error:  # never in place of the error that ended the training
                 print(f"lightning-tuning: the curves could not be drawn: {error!r}", file=sys.stderr)
 
@@ -371,6 +387,9 @@ class TuningCLI(LightningCLI):
         metrics = {name: value for result in results for name, value in result.items()}
         summary = {**summarize(self.trainer, metrics, self._folder, time.monotonic() - self._start), **extra}
         write_json(self._folder / "summary.json", summary)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, ResilientWandbLogger) and logger.log_reports:
+                logger.log_folder(self._folder)
         print(format_summary(summary))
 
 

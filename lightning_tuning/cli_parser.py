@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import Path as ConfigPath
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -19,7 +21,7 @@ from lightning_tuning.cli_help import ShortHelp
 from lightning_tuning.errors import CompositionError, did_you_mean
 from lightning_tuning.mixins.composition import check_not_pytorch_lightning
 from lightning_tuning.modules.lean import Lean, not_offered
-from lightning_tuning.presets import PREFIX, preset_of, preset_path
+from lightning_tuning.presets import PREFIX, preset_of, preset_path, preset_settings
 
 _NOISE = re.compile(
     r"^\s*(- )?(Expected a <class 'NoneType'>|Expected a path but .* not accessible or invalid"
@@ -39,10 +41,14 @@ class ConfigOrPreset(ActionConfigFile):
     """``--config FILE`` or ``--config preset:NAME``."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        if isinstance(values, str) and values.startswith(PREFIX):
-            values = str(preset_path(values.removeprefix(PREFIX)))
         parser.config_in_use = values
-        super().__call__(parser, cfg, values, option_string)
+        if isinstance(values, str) and values.startswith(PREFIX):
+            name = values.removeprefix(PREFIX)
+            path = ConfigPath(str(preset_path(name)))
+            super().__call__(parser, cfg, json.dumps({"trainer": preset_settings(name)}), option_string)
+            cfg[self.dest][-1] = path  # of what was read, the name is wanted later
+        else:
+            super().__call__(parser, cfg, values, option_string)
         parser.config_in_use = None
 
 

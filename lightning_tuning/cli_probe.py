@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from lightning_tuning.callbacks import Schedule
+from lightning_tuning.runs.global_batch import GlobalBatch
 
 _OF_THE_LENGTH = (
     *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "limit_train_batches", "overfit_batches"),
@@ -47,7 +48,7 @@ def before_first_step(
         batches_per_epoch: Of each process; the data are then not looked at. None: as many as the data have.
     """
     probe = _Probe(read, world_size(trainer))
-    acting = [c for c in callbacks if isinstance(c, (Schedule, GradientAccumulationScheduler, Timer))]
+    acting = [c for c in callbacks if isinstance(c, (GlobalBatch, Schedule, GradientAccumulationScheduler, Timer))]
     strategy = SingleDeviceStrategy("cpu")
     strategy.world_size = probe.world_size  # what data and schedules ask the Trainer for
     data: dict[str, Any] = {"datamodule": datamodule}

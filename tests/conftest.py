@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+import contextlib
 import logging
 
 import pytest
@@ -32,3 +33,21 @@ def told(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, logger=rank_zero.log.name):
         yield caplog
     rank_zero.log.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """An offline W&B that writes below ``tmp_path`` alone and leaves no process behind."""
+    for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR", "ARTIFACT_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
+    for name, value in {"MODE": "offline", "SILENT": "true", "CONSOLE": "off", "ERROR_REPORTING": "false"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    import wandb
+    from wandb.sdk.lib.module import unset_globals
+
+    wandb.teardown()  # it would keep the environment of an earlier test
+    yield tmp_path
+    with contextlib.suppress(Exception):  # a test may have killed its process
+        wandb.teardown()
+    unset_globals()

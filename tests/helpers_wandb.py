@@ -36,8 +36,8 @@ def records(path: Path) -> Iterator[Record]:
 
 
 def config_and_history(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The final config and the history rows of the one offline run below ``folder``."""
-    (path,) = folder.rglob("*.wandb")
+    """The final config and the history rows of the one offline run below ``folder``, or in the file ``folder``."""
+    (path,) = [folder] if folder.is_file() else folder.rglob("*.wandb")
     config: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
     for record in records(path):
@@ -47,6 +47,24 @@ def config_and_history(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any
             history.append(_values(record.history.item))
     config.pop("_wandb", None)  # W&B's notes about itself
     return config, history
+
+
+def run_id(path: Path) -> str:
+    """The id of the run that a ``.wandb`` file is of."""
+    return next(record.run.run_id for record in records(path) if record.WhichOneof("record_type") == "run")
+
+
+def artifacts(path: Path) -> dict[str, list[str]]:
+    """The paths in each artifact that a run logged, by its name."""
+    sent = [record.artifact for record in records(path) if record.WhichOneof("record_type") == "artifact"]
+    return {artifact.name: [entry.path for entry in artifact.manifest.contents] for artifact in sent}
+
+
+def service_pid() -> int:
+    """The process that W&B writes with."""
+    import wandb
+
+    return wandb.setup()._connection._proc._process.pid
 
 
 def _values(items: Any) -> dict[str, Any]:

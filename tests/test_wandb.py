@@ -88,19 +88,6 @@ class Net(
     pass
 
 
-@pytest.fixture
-def offline(tmp_path, monkeypatch):
-    """An offline W&B that writes below ``tmp_path`` alone and leaves no process behind."""
-    for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR", "ARTIFACT_DIR"):
-        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
-    for name, value in {"MODE": "offline", "SILENT": "true", "CONSOLE": "off", "ERROR_REPORTING": "false"}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    wandb.teardown()  # it would keep the environment of an earlier test
-    yield tmp_path
-    wandb.teardown()
-
-
 def fit(net: pl.LightningModule, folder, **settings) -> tuple[dict, list[dict]]:
     x, target = torch.randn(8 * BATCHES, 5), torch.randint(0, 3, (8 * BATCHES,))
     labeled = DataLoader(TensorDataset(x, target), batch_size=8)

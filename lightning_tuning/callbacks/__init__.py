@@ -2,6 +2,7 @@
 
 from .activation_health import ActivationHealth
 from .adaptive_gradient_clipping import AdaptiveGradientClipping
+from .augmented_samples import AugmentedSamples
 from .auto_clip import AutoClip
 from .batch_norm_recalibration import BatchNormRecalibration
 from .checkpoint_soup import CheckpointSoup
@@ -15,6 +16,8 @@ from .gradient_norm import GradientNorm
 from .lr_range_test import LRRangeTest
 from .monitor_check import MonitorCheck
 from .post_hoc_ema import PostHocEMA
+from .prediction_samples import PredictionSamples
+from .pseudo_label_panel import PseudoLabelPanel
 from .robust_accuracy import RobustAccuracy
 from .save_on_signal import SaveOnSignal
 from .schedule import Schedule
@@ -27,6 +30,7 @@ from .weight_swa import WeightSWA
 __all__ = [
     "ActivationHealth",
     "AdaptiveGradientClipping",
+    "AugmentedSamples",
     "AutoClip",
     "BatchNormRecalibration",
     "CheckpointSoup",
@@ -40,6 +44,8 @@ __all__ = [
     "LRRangeTest",
     "MonitorCheck",
     "PostHocEMA",
+    "PredictionSamples",
+    "PseudoLabelPanel",
     "RobustAccuracy",
     "SaveOnSignal",
     "Schedule",

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 def save_picture(trainer: Trainer, figure: Figure, name: str) -> Path | None:
-    """Write ``<name>.png`` into the run's folder and show it to Weights & Biases if the run has that logger.
+    """Write ``<name>.png`` into the run's folder and show it to those of its loggers that take images.
 
     An earlier picture of this run is replaced as a whole, so there is never half of one.
 
@@ -40,10 +41,29 @@ def save_picture(trainer: Trainer, figure: Figure, name: str) -> Path | None:
     path, part = folder / f"{name}.png", folder / f".{name}.part.png"
     figure.savefig(part, dpi=110)
     os.replace(part, path)
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_image(name, [str(path)])
+    show_picture(trainer, path)
     return path
+
+
+def show_picture(trainer: Trainer, path: str | Path) -> None:
+    """Hand a PNG to Weights & Biases and TensorBoard, where they are among the run's loggers, under the file's name.
+
+    Args:
+        trainer: The Trainer of the run.
+        path: The file.
+    """
+    path = Path(path)
+    for logger in trainer.loggers:
+        if not trainer.is_global_zero:
+            continue
+        if isinstance(logger, WandbLogger):
+            logger.log_image(path.stem, [str(path)])
+        elif isinstance(logger, TensorBoardLogger):
+            from PIL import Image
+
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            logger.experiment.add_image(path.stem, pixels, trainer.global_step, dataformats="HWC")
+            logger.experiment.flush()  # the Trainer may have closed it already
 
 
 def save_after_error(trainer: Trainer, save: Callable[[Trainer], None]) -> None:

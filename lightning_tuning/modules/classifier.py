@@ -10,6 +10,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_tuning.callbacks._pictures import show_picture
 from lightning_tuning.errors import check_range
 
 from .checks import check_target
@@ -105,5 +106,8 @@ class Classifier(BaseHost):
             return
         files = get_filesystem(directory)
         files.makedirs(directory, exist_ok=True)
-        with files.open(os.path.join(directory, "confusion_matrix.png"), "wb") as file:
+        path = os.path.join(directory, "confusion_matrix.png")
+        with files.open(path, "wb") as file:
             confusion_figure(self.test_confusion).savefig(file, format="png", dpi=120)
+        if os.path.exists(path):  # the folder may be a bucket
+            show_picture(self.trainer, path)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from lightning_tuning.errors import InvalidValueError, TuningError, did_you_mean
+from lightning_tuning.errors import InvalidValueError, did_you_mean
+from lightning_tuning.presets.launcher import launched
 
 __all__ = ["preset", "preset_names"]
 
@@ -22,35 +22,61 @@ def preset_names() -> tuple[str, ...]:
 
     Example:
         >>> preset_names()
-        ('cpu', 'ddp', 'ddp_bf16', 'ddp_fp16', 'debug', 'deterministic', 'fsdp', 'single_gpu')
+        ('bf16', 'cpu', 'ddp', 'debug', 'deterministic', 'fast', 'fp16', 'fp32', 'fsdp', 'multi_node', 'single_gpu')
     """
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
 
-def preset(name: str, **overrides: Any) -> dict[str, Any]:
-    """Trainer keyword arguments of a preset.
+def preset(*names: str, **overrides: Any) -> dict[str, Any]:
+    """Trainer keyword arguments of one preset or of several.
 
     Args:
-        name: One of :func:`preset_names`.
-        **overrides: Trainer keyword arguments that replace or join the preset's.
+        *names: Of :func:`preset_names`, in any order.
+        **overrides: Trainer keyword arguments that replace or join the presets'.
 
     Raises:
-        InvalidValueError: There is no preset of this name.
+        InvalidValueError: There is no preset of a name, or two of them set an argument to different values.
+        TuningError: A preset cannot run on this machine.
 
     Example:
-        >>> preset("ddp", devices=4)
-        {'accelerator': 'auto', 'devices': 4, 'strategy': 'ddp'}
+        >>> preset("ddp", "bf16", devices=4)
+        {'accelerator': 'auto', 'devices': 4, 'strategy': 'ddp', 'precision': 'bf16-mixed'}
     """
-    return {**yaml.safe_load(preset_path(name).read_text())["trainer"], **overrides}
+    from lightning_tuning.presets.checks import check_runnable, check_together
+
+    check_together(names)
+    settings = {key: value for name in names for key, value in preset_settings(name).items()} | overrides
+    check_runnable(names, settings)
+    return settings
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """What a preset sets: its file, with the numbers of processes and nodes that a launcher has started.
+
+    Without a launcher ``devices`` stays ``auto``, and ``num_nodes`` is left out.
+    """
+    settings = yaml.safe_load(preset_path(name).read_text())["trainer"]
+    started = launched()
+    if started:
+        settings |= {key: value for key, value in started.counts.items() if settings.get(key) == "auto"}
+    elif "num_nodes" in settings:
+        del settings["num_nodes"]
+    return settings
 
 
 def preset_path(name: str) -> Path:
     """The file of a preset. Raises :class:`InvalidValueError` if there is none of this name."""
     names = preset_names()
     if name not in names:
-        hint = did_you_mean(f"{PREFIX}{name}", [f"{PREFIX}{other}" for other in names])
-        raise InvalidValueError(f"There is no preset {name!r}{hint} Presets: {', '.join(names)}.")
+        raise InvalidValueError(f"There is no preset {name!r}{_meant(name, names)} Presets: {', '.join(names)}.")
     return _FOLDER / f"{name}.yaml"
+
+
+def _meant(name: str, names: tuple[str, ...]) -> str:
+    parts = re.split("[^a-z0-9]", name)
+    if len(parts) > 1 and all(part in names for part in parts):
+        return f"; write {' '.join(f'--config {PREFIX}{part}' for part in parts)}."
+    return did_you_mean(f"{PREFIX}{name}", [f"{PREFIX}{other}" for other in names])
 
 
 def preset_description(name: str) -> str:
@@ -61,27 +87,3 @@ def preset_description(name: str) -> str:
 def preset_of(path: Path) -> str | None:
     """The preset that a configuration file is, or None."""
     return path.stem if path.parent == _FOLDER else None
-
-
-def check_runnable(names: Iterable[str], accelerator: str, devices: str | int | list[int]) -> str | None:
-    """Compare the presets in use with the devices of this machine.
-
-    Args:
-        names: The presets in use.
-        accelerator: The Trainer's accelerator once all configurations are merged: a later one may have replaced the
-            preset's.
-        devices: The Trainer's devices, likewise.
-
-    Returns:
-        A note for the user if a preset does something else here than its name says.
-
-    Raises:
-        TuningError: A preset needs a device that this machine lacks.
-    """
-    for name in names:
-        if accelerator == preset(name).get("accelerator") == "cuda" and not torch.cuda.is_available():
-            raise TuningError(f"preset {name} needs a CUDA device, none found; use {PREFIX}cpu")
-        is_ddp = (accelerator, devices) == ("auto", "auto") and preset(name).get("strategy") == "ddp"
-        if is_ddp and not torch.accelerator.is_available():
-            return f"preset {name} found no GPU and runs one process on the CPU; --trainer.devices=2 runs two"
-    return None

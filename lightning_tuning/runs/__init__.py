@@ -4,10 +4,14 @@ from .checkpoints import RunCheckpoint
 from .config import RunConfig
 from .curves import draw_curves, save_curves
 from .folder import new_run_folder
+from .global_batch import GlobalBatch
 from .journal import JournalLogger, read_journal
+from .wandb_logger import ResilientWandbLogger
 
 __all__ = [
+    "GlobalBatch",
     "JournalLogger",
+    "ResilientWandbLogger",
     "RunCheckpoint",
     "RunConfig",
     "draw_curves",

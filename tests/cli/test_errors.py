@@ -35,7 +35,15 @@ MODEL = "--model=tests.cli.toy."
         (["--trainer.strategy=dpp"], "invalid strategy name: `strategy='dpp'`"),
         (["--trainer.accelerator=tpu"], "torch_xla"),
         (["--config=none.yaml"], "File does not exist"),
-        (["--config=preset:dpp"], "There is no preset 'dpp'; did you mean 'preset:ddp'? Presets: cpu, ddp, "),
+        (["--config=preset:dpp"], "There is no preset 'dpp'; did you mean 'preset:ddp'? Presets: bf16, cpu, ddp, "),
+        (["-c=preset:bf16", "-c=preset:fp16"], "preset:bf16 and preset:fp16 contradict each other: precision is "),
+        (["-c=preset:multi_node"], "preset multi_node is for processes that torchrun or srun starts, none found"),
+        (["-c=preset:fsdp", "--trainer.accelerator=cpu"], "and the accelerator is 'cpu': Lightning's FSDP runs on no"),
+        (["--run.global_batch_size=0"], "run.global_batch_size is 0; it must be an integer of at least 1"),
+        (
+            ["--run.global_batch_size=20"],
+            "global_batch_size is 20, which is no multiple of 8 x 1 rank. Write a batch_size of 5, or another",
+        ),
         (
             ["--model=ImageClassifier", "--model.network=resnet81"],
             "model.network is 'resnet81'; did you mean 'resnet18'?",
