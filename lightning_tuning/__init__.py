@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which read __all__ of the pa
     from .callbacks import *  # noqa: F403
     from .cli import TuningCLI as TuningCLI
     from .data import *  # noqa: F403
+    from .export import load_exported as load_exported
+    from .export import read_metadata as read_metadata
     from .mixins import *  # noqa: F403
     from .modules import *  # noqa: F403
     from .presets import preset as preset
@@ -124,6 +126,7 @@ _HOME = {
     "resume": ("assert_resumes_exactly", "check_resume"),
     "runs": ("ResilientWandbLogger",),
     "cli": ("TuningCLI",),
+    "export": ("load_exported", "read_metadata"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -24,6 +25,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_tuning import __version__, callbacks, data, mixins, modules  # noqa: F401
 from lightning_tuning.callbacks._pictures import show_picture
 from lightning_tuning.callbacks.save_on_signal import EXIT_CODE as SIGTERM_CODE
+from lightning_tuning.checkpoint_file import read_checkpoint
 from lightning_tuning.cli_audit import COMMAND as AUDIT
 from lightning_tuning.cli_audit import HELP as AUDIT_HELP
 from lightning_tuning.cli_audit import audit_parser, run_audit
@@ -34,12 +36,16 @@ from lightning_tuning.cli_resume import COMMAND as CHECK
 from lightning_tuning.cli_resume import HELP as CHECK_HELP
 from lightning_tuning.cli_resume import CheckConfig, check_configuration
 from lightning_tuning.errors import InvalidValueError, TuningError
+from lightning_tuning.export import export
 from lightning_tuning.presets import preset_of
 from lightning_tuning.presets.checks import check_runnable, check_together
-from lightning_tuning.runs.checkpoints import default_checkpoints, find_checkpoint, model_of_checkpoint
+from lightning_tuning.runs.changed_arguments import ChangedArguments, changed_arguments, check_seed
+from lightning_tuning.runs.checkpoint_io import SafeCheckpointIO
+from lightning_tuning.runs.checkpoints import default_checkpoints
 from lightning_tuning.runs.config import RunConfig
 from lightning_tuning.runs.curves import save_curves
 from lightning_tuning.runs.facts import LogFacts
+from lightning_tuning.runs.find_checkpoint import find_checkpoint, model_of_checkpoint
 from lightning_tuning.runs.folder import run_folder
 from lightning_tuning.runs.global_batch import GlobalBatch
 from lightning_tuning.runs.journal import JournalLogger, write_json
@@ -49,6 +55,7 @@ from lightning_tuning.runs.wandb_logger import ResilientWandbLogger
 
 _WITHOUT_TRAINING = ("plan", PLOT, CHECK)
 """Commands that neither make the run's Trainer nor its folder."""
+_EXPORT_HELP = "Write the weights of a checkpoint as a safetensors file with JSON metadata."
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -58,7 +65,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; default: those of the process.
 
     Returns:
-        The exit code: 0 done, 1 ``audit`` found errors in the data, 2 the user can mend it (one message, no traceback
+        The exit code: 0 done, 1 ``audit`` found errors in the data or ``check-resume`` a
+        difference, 2 the user can mend it (one message, no traceback
         unless ``--debug``), 3 a guard stopped the training (likewise), 130 Ctrl-C, 143 SIGTERM. Any other error is
         raised, so that it leaves its traceback and the code 1.
     """
@@ -71,6 +79,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(listing())
         return 0
     try:
+        if args[:1] == ["export"]:
+            print(f"Written: {export(**_export_parser().parse_args(args[1:]).as_dict())}")
+            return 0
         with quiet():
             if args[:1] == [AUDIT]:
                 return run_audit(args[1:])
@@ -100,6 +111,12 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _export_parser() -> TuningParser:
+    parser = TuningParser(prog="lightning-tuning export", description=_EXPORT_HELP)
+    parser.add_function_arguments(export)
+    return parser
+
+
 def _explained(message: str) -> str | None:
     """A message for those of Lightning's and torch's RuntimeErrors that the settings are the cause of."""
     if message.startswith("Early stopping conditioned on"):
@@ -126,6 +143,7 @@ class TuningCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         self._folder: Path | None = None
+        self._changed: dict[str, tuple[Any, Any]] = {}
         self._start = time.monotonic()
         description = "Train with better generalisation: techniques are keys of the model, hardware is a preset."
         parser_kwargs = {"description": description, "allow_abbrev": False}
@@ -170,6 +188,7 @@ class TuningCLI(LightningCLI):
         self._subcommand_parsers[CHECK] = self._prepare_subcommand_parser(Trainer, "fit", description=CHECK_HELP)
         self._subcommand_parsers[CHECK].add_class_arguments(CheckConfig, "check")
         subcommands.add_subcommand(CHECK, self._subcommand_parsers[CHECK], help=CHECK_HELP)
+        subcommands.add_subcommand("export", _export_parser(), help=_EXPORT_HELP)
         subcommands.add_subcommand(AUDIT, audit_parser(), help=AUDIT_HELP)
         help_text = "Print the techniques, callbacks and presets there are."
         subcommands.add_subcommand("list", ArgumentParser(description=help_text), help=help_text)
@@ -189,16 +208,27 @@ class TuningCLI(LightningCLI):
         path = find_checkpoint(config.ckpt_path, config.run)
         if path is None:
             return
-        if path.is_file() and (model := model_of_checkpoint(path)):
-            # Before the configuration files and the flags: what is written there wins.
-            name = config.run.name
-            self.config = parser.parse_args([args[0], f"--config={json.dumps({'model': model})}", *args[1:]])
-            config = self.config[self.config.subcommand]
-            config.run.name = name
+        if not Path(path).is_dir():
+            content = read_checkpoint(path)
+            if self.config.subcommand == "fit" and (seed := self._seed_given(config, args)) is not None:
+                check_seed(seed, content.get("exact_resume"))
+            if model := model_of_checkpoint(path, content, getattr(config.model, "class_path", None)):
+                # Before the configuration files and the flags: what is written there wins.
+                name = config.run.name
+                self.config = parser.parse_args([args[0], f"--config={json.dumps({'model': model})}", *args[1:]])
+                config = self.config[self.config.subcommand]
+                config.run.name = name
+                arguments = config.model.init_args.as_dict()
+                self._changed = changed_arguments(model["init_args"], arguments)
         config.ckpt_path = str(path)
 
     def _has_run_before(self, run: RunConfig) -> bool:
         return any(Path(run.dir, run.name or "").glob("*/checkpoints/last.ckpt"))
+
+    def _seed_given(self, config: Any, args: Sequence[str]) -> int | bool | None:
+        """``seed_everything`` if the user wrote it, as far as can be told from its value."""
+        written = any(str(arg).startswith("--seed_everything") for arg in args)
+        return config.seed_everything if written or config.seed_everything != self.seed_everything_default else None
 
     def _parse_ckpt_path(self) -> None:
         """Done in ``parse_arguments``, where configuration files and flags can win over the checkpoint."""
@@ -252,6 +282,7 @@ class TuningCLI(LightningCLI):
         loggers = [logger for logger in _as_list(trainer.logger) if not isinstance(logger, bool)]
         kwargs["callbacks"] = [global_batch, *given, *self._default_callbacks(given, trainer)]
         kwargs["logger"] = [JournalLogger(self.folder), *loggers]
+        kwargs["plugins"] = _plugins(_as_list(trainer.plugins), trainer.strategy)
         try:
             return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
         except (ValueError, ImportError) as error:  # a setting that the Trainer refuses, or a package that it needs
@@ -276,6 +307,8 @@ class TuningCLI(LightningCLI):
                 f"replaces the one that run.monitor would make. Give it monitor: {run.monitor}, or write "
                 "--run.monitor=null"
             )
+        if self._changed:
+            missing.append(ChangedArguments(self._changed))
         if self.subcommand == "fit" and trainer.enable_checkpointing is not False and not own:
             missing += default_checkpoints(run.monitor, run.mode)
         return missing
@@ -395,3 +428,9 @@ class TuningCLI(LightningCLI):
 
 def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _plugins(given: list[Any], strategy: Any) -> list[Any]:
+    """Those of the user, and the writer of checkpoints unless there is another."""
+    other = any(isinstance(plugin, CheckpointIO) for plugin in given) or getattr(strategy, "_checkpoint_io", None)
+    return given if other or "xla" in str(strategy) else [*given, SafeCheckpointIO()]

@@ -36,6 +36,10 @@ class NoEffectError(TuningError):
     """A technique is switched on, but can change nothing in this model."""
 
 
+class CheckpointError(TuningError, ValueError):
+    """A checkpoint is missing, damaged or foreign, or loading it would run code."""
+
+
 class DivergenceError(TuningError):
     """The training came to values that nothing more can be learnt from, and a guard stopped it."""
 

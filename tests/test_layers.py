@@ -15,11 +15,11 @@ PACKAGE = Path(lightning_tuning.__file__).parent
 LAYERS = (
     (
         *("cli", "cli_audit", "cli_curves", "cli_help", "cli_list", "cli_parser", "cli_plot", "cli_probe"),
-        *("cli_resume", "presets", "__main__"),
+        *("cli_resume", "export", "presets", "__main__"),
     ),
     ("modules", "resume"),
     ("mixins", "callbacks", "data", "runs"),
-    ("timing",),
+    ("timing", "checkpoint_file", "checkpoint_preflight"),
     ("functional",),
     ("errors",),
 )

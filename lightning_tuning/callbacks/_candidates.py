@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from lightning_tuning.checkpoint_file import read_checkpoint
 from lightning_tuning.errors import InvalidValueError, did_you_mean
 
 from ._pictures import run_folder
@@ -85,10 +86,10 @@ def load_weights(path: Path | str, owner: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise InvalidValueError(f"{owner}: there is no checkpoint {path}.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(path)
     except Exception as error:
         raise InvalidValueError(f"{owner}: {path} cannot be read as a checkpoint: {error}") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+    if not isinstance(checkpoint.get("state_dict"), dict):
         raise InvalidValueError(f"{owner}: {path} is no checkpoint of a LightningModule: it has no state_dict.")
     return checkpoint["state_dict"]
 

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_tuning.checkpoint_file import read_checkpoint
 from lightning_tuning.errors import InvalidValueError, NoEffectError, check_choice
 from lightning_tuning.functional import greedy_soup, uniform_soup
 
@@ -203,7 +204,7 @@ class CheckpointSoup(Callback):
         files = [str(file) for file in checkpoints]
         states = _States(files)
         check_alike((files[0], states[0]), states.named(), "CheckpointSoup")
-        first = torch.load(files[0], map_location="cpu", weights_only=True)
+        first = read_checkpoint(files[0])
         kept = {key: value for key, value in first.items() if key not in _TRAINING_STATE}
         torch.save({**kept, "state_dict": uniform_soup(states)}, path)
 

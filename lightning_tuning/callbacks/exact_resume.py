@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_tuning.checkpoint_preflight import check_loadable
 from lightning_tuning.errors import InvalidValueError
 
 from ._epoch_means import restore_sums, sums_of_ranks
@@ -88,6 +89,9 @@ class ExactResume(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._key = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
         self._metrics, self._sums, self._reopened = {}, [], False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_loadable(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         metrics = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}

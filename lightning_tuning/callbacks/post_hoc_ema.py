@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from lightning_tuning.checkpoint_file import checked
 from lightning_tuning.errors import InvalidValueError, check_choice, check_range
 from lightning_tuning.functional import (
     LARGEST_SIGMA_REL,
@@ -261,10 +262,15 @@ class PostHocEMA(AveragingCallback):
         return _combined(paths, sigma_rel)
 
 
+def _mapped(path: Path) -> dict[str, Any]:
+    with checked(path):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
 def _combined(paths: Iterable[Path], sigma_rel: float) -> dict[str, Tensor]:
     """The average of that length at the time of the last file, in float64 until it is complete."""
     paths = list(paths)
-    heads = [torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths]
+    heads = [_mapped(path) for path in paths]
     stored = [(head["updates"], gamma) for head in heads for gamma in head["gammas"]]
     shares = iter(power_shares(stored, (heads[-1]["updates"], gamma_of(sigma_rel))).tolist())
     last = heads[-1]["averages"][0]

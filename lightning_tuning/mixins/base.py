@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_tuning.checkpoint_file import load_checked
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import TermWatch, without_graph
 from lightning_tuning.timing.durations import Duration
@@ -315,10 +316,11 @@ class TuningMixin(LightningModule):
     @_restricted_classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """As Lightning's. Hyper-parameters of the checkpoint that the host does not take are left out, as they are for
-        a module without mixins; Lightning itself hands them all to an ``__init__`` with ``**kwargs``."""
+        a module without mixins; Lightning itself hands them all to an ``__init__`` with ``**kwargs``. The file's
+        checksums are compared, and only data are unpickled unless a local file comes with ``weights_only=False``."""
         token = given_at_load.set(frozenset(kwargs))
         try:
-            return super().load_from_checkpoint(*args, **kwargs)
+            return load_checked(super().load_from_checkpoint, *args, **kwargs)
         finally:
             given_at_load.reset(token)
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lightning_tuning.checkpoint_file import checked, load_checked
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import get_rng_state, set_rng_state
 
@@ -133,7 +134,7 @@ def _loaded(path: str, class_path: str | None, otherwise: type[LightningModule])
     network = None if whole else _made(cls, name)
     try:
         if network is None:
-            return cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+            return load_checked(cls.load_from_checkpoint, path, map_location="cpu")
         network.load_state_dict(content.get("state_dict", content))
     except Exception as error:
         raise InvalidValueError(
@@ -162,7 +163,8 @@ def _read(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InvalidValueError(f"frozen_teacher_checkpoint is {path!r}, but there is no such file.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with checked(path):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InvalidValueError(
             f"frozen_teacher_checkpoint={path!r} cannot be read without executing code: {_brief(error)} Save it with "

@@ -1,5 +1,6 @@
 """A run's folder and what is in it: journal, curves, checkpoints, summary."""
 
+from .checkpoint_io import SafeCheckpointIO
 from .checkpoints import RunCheckpoint
 from .config import RunConfig
 from .curves import draw_curves, save_curves
@@ -14,6 +15,7 @@ __all__ = [
     "ResilientWandbLogger",
     "RunCheckpoint",
     "RunConfig",
+    "SafeCheckpointIO",
     "draw_curves",
     "new_run_folder",
     "read_journal",

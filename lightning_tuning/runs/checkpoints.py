@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
-from lightning_tuning.errors import InvalidValueError
+from .checkpoint_io import SafeCheckpointIO
 
-from .config import RunConfig
+_BEST = ("kth_best_model_path", "kth_value", "best_model_path", "best_model_score")
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -51,6 +52,16 @@ class RunCheckpoint(ModelCheckpoint):
         kept = {"dirpath": self.dirpath, "best_model_path": new, "kth_best_model_path": new, "last_model_path": ""}
         return super().load_state_dict({**state_dict, **kept, "best_k_models": {new: score}, "kth_value": score})
 
+    def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """As ModelCheckpoint's; but a checkpoint that could not be written is not the best one."""
+        before = {name: getattr(self, name) for name in _BEST}
+        before["best_k_models"] = dict(self.best_k_models)
+        super()._update_best_and_save(current, trainer, monitor_candidates)
+        failed = isinstance(io := trainer.strategy.checkpoint_io, SafeCheckpointIO) and io.failed is not None
+        if trainer.strategy.broadcast(failed):  # rank 0 alone writes
+            for name, value in before.items():
+                setattr(self, name, value)
+
     @staticmethod
     @rank_zero_only
     def _copy(old: Path, new: str) -> None:
@@ -62,34 +73,3 @@ def default_checkpoints(monitor: str | None, mode: str | None) -> list[ModelChec
     """The callbacks that write ``checkpoints/best.ckpt`` (if there is a ``monitor``) and ``checkpoints/last.ckpt``."""
     best = [RunCheckpoint("best", monitor, mode or "min")] if monitor else []
     return [*best, RunCheckpoint()]
-
-
-def find_checkpoint(given: str | Path | None, run: RunConfig) -> Path | None:
-    """The file that ``--ckpt_path`` names; None if Lightning has to find it.
-
-    Args:
-        given: A path, or ``last`` or ``best`` for the newest such checkpoint of this experiment's runs.
-        run: The run's settings.
-
-    Raises:
-        InvalidValueError: There is no such checkpoint.
-    """
-    if given is None or given == "hpc" or "://" in str(given) or str(given).startswith("registry"):
-        return None
-    path = wanted = Path(given)
-    if given in ("last", "best"):
-        experiment, pattern = Path(run.dir, run.name or ""), f"*/checkpoints/{given}.ckpt"
-        wanted = experiment / pattern
-        path = max(experiment.glob(pattern), key=lambda file: file.stat().st_mtime, default=wanted)
-    if not path.exists():
-        raise InvalidValueError(f"ckpt_path is {str(given)!r}, but there is no {wanted}.")
-    return path
-
-
-def model_of_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The class and arguments of the model that a checkpoint was made from, if it was made by a command line."""
-    hparams = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get("hyper_parameters", {})
-    if "_class_path" not in hparams:
-        return None
-    arguments = {key: value for key, value in hparams.items() if key not in ("_class_path", "_instantiator")}
-    return {"class_path": hparams["_class_path"], "init_args": arguments}

@@ -9,10 +9,13 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_tuning.checkpoint_file import local_path
+
 
 def checkpoint_to_test(trainer: Trainer) -> str | None:
     """What a callback made at the end of the fit (a soup), else the best checkpoint that a monitored metric chose, else
-    the last one written; None if there is none, or where the module itself has its best weights again."""
+    the last one written; None if there is none, or where the module itself has its best weights again. A full disk may
+    have kept one from being written."""
     made = [getattr(callback, "made_checkpoint", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
     if any(made):
         return str(next(path for path in made if path))
@@ -20,7 +23,14 @@ def checkpoint_to_test(trainer: Trainer) -> str | None:
     callbacks.sort(key=lambda callback: callback.monitor is None)
     if any(getattr(c, "restored", False) for c in trainer.early_stopping_callbacks):
         callbacks = [c for c in callbacks if c.monitor is not None]
-    return next((path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path), None)
+    paths = (path for c in callbacks for path in (c.best_model_path, c.last_model_path) if path)
+    return next((path for path in paths if _exists(path)), None)
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a checkpoint; of a remote one that is taken for granted."""
+    local = local_path(path)
+    return local is None or local.exists()
 
 
 def summarize(trainer: Trainer, metrics: Mapping[str, float], folder: Path, seconds: float) -> dict[str, Any]:
@@ -40,7 +50,7 @@ def summarize(trainer: Trainer, metrics: Mapping[str, float], folder: Path, seco
         "metrics": dict(metrics),
         "monitor": best and best.monitor,
         "best_value": float(best.best_model_score) if best and best.best_model_score is not None else None,
-        "best_checkpoint": best and best.best_model_path,
+        "best_checkpoint": best.best_model_path if best and _exists(best.best_model_path) else None,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "stopped": next((reason for reason in reasons if reason), None),

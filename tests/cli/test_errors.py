@@ -99,7 +99,7 @@ def test_a_mistake_in_a_file_names_the_file(text, config, capsys):
     ("args", "message"),
     [
         (["fti"], "did you mean 'fit'?"),
-        ([], "one of fit, validate, test, predict, plan, plot-schedule, check-resume, audit, list."),
+        ([], "one of fit, validate, test, predict, plan, plot-schedule, check-resume, export, audit, list."),
     ],
 )
 def test_unknown_subcommand(args, message, capsys):

@@ -6,9 +6,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_tuning.errors import InvalidValueError
-from lightning_tuning.runs import JournalLogger, RunConfig
-from lightning_tuning.runs.checkpoints import default_checkpoints, find_checkpoint, model_of_checkpoint
+from lightning_tuning.runs import JournalLogger
+from lightning_tuning.runs.checkpoints import default_checkpoints
 
 
 class Scripted(LightningModule):
@@ -69,26 +68,3 @@ def test_a_resumed_run_remembers_the_best(third, best, score, tmp_path, recwarn)
 
 def test_without_a_metric_there_is_the_last_alone():
     assert [c.filename for c in default_checkpoints(None, None)] == ["last"]
-
-
-def test_find_checkpoint(tmp_path):
-    run = RunConfig(name="digits", dir=str(tmp_path))
-    paths = [tmp_path / "digits" / name / "checkpoints" / "last.ckpt" for name in ("a", "b", "c")]
-    for age, path in zip((2, 0, 1), paths, strict=True):
-        path.parent.mkdir(parents=True)
-        path.touch()
-        os.utime(path, (1e9 - age, 1e9 - age))
-    assert find_checkpoint("last", run) == paths[1]
-    assert find_checkpoint(str(paths[2]), run) == paths[2]
-    assert find_checkpoint(None, run) is None
-    assert find_checkpoint("s3://bucket/a.ckpt", run) is None
-    with pytest.raises(InvalidValueError, match=r"ckpt_path is 'best', but there is no .*best\.ckpt"):
-        find_checkpoint("best", run)
-
-
-def test_model_of_checkpoint(tmp_path):
-    hparams = {"_class_path": "my.Net", "_instantiator": "x", "lr": 0.5}
-    torch.save({"hyper_parameters": hparams}, tmp_path / "cli.ckpt")
-    torch.save({"hyper_parameters": {"lr": 0.5}}, tmp_path / "python.ckpt")
-    assert model_of_checkpoint(tmp_path / "cli.ckpt") == {"class_path": "my.Net", "init_args": {"lr": 0.5}}
-    assert model_of_checkpoint(tmp_path / "python.ckpt") is None
