@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from lightning_tuning.errors import NoEffectError, check_choice
@@ -169,6 +170,7 @@ class AveragingCallback(CountedSteps):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._swap_out(pl_module)
+            _hand_out_buffers(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._raw_validation is not None and not trainer.sanity_checking:
@@ -180,6 +182,7 @@ class AveragingCallback(CountedSteps):
         if self.buffers == "recompute" and self._average is not None:  # for the checkpoint of an epoch's end
             self._evaluate_average(trainer, pl_module)
             self._swap_out(pl_module)
+            _hand_out_buffers(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.final == "average":
@@ -307,6 +310,13 @@ def _state_of(strategy: Strategy) -> AveragingCallback | None:
 
 def _trained(trainer: Trainer) -> list[bool]:
     return [p.requires_grad for o in trainer.optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _hand_out_buffers(trainer: Trainer) -> None:
+    """Let DDP give rank 0's buffers to all ranks in the next forward pass; it takes those of the average for the last."""
+    model = trainer.strategy.model
+    if isinstance(model, DistributedDataParallel):
+        model.require_forward_param_sync = True
 
 
 def _reshard(pl_module: LightningModule) -> None:

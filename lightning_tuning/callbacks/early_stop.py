@@ -175,10 +175,17 @@ class EarlyStop(EarlyStopping):
         if self._is_active(trainer) and not trainer.sanity_checking:
             self._in_validation.begin(trainer)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        # Here averaged weights are in their place that are swapped out before the value is known.
+        # Here averaged weights are in their place that are swapped out before the value is known, and every rank has the
+        # buffers of rank 0, which DDP hands out with the first batch.
         is_first = batch_idx == dataloader_idx == 0 and not trainer.sanity_checking and self._is_active(trainer)
         if self.restore_best and is_first and self._rule_in(trainer).has_begun(self._next_position(trainer)):
             self._weights.candidate = snapshot(pl_module)
