@@ -1,8 +1,9 @@
-"""Weights for use elsewhere: a safetensors file with JSON metadata, which nothing is executed from."""
+"""Weights for use elsewhere: a safetensors file with JSON metadata, which nothing is executed from; or a program."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from torch import Tensor
 from lightning_tuning import __version__
 from lightning_tuning.checkpoint_file import read_checkpoint
 from lightning_tuning.errors import CheckpointError, InvalidValueError, check_choice
+from lightning_tuning.export_program import PROGRAMS, export_program
 from lightning_tuning.runs.checkpoint_io import whole_file
 from lightning_tuning.runs.find_checkpoint import may_be_named, names_of_code
 
@@ -24,22 +26,48 @@ _TEACHER = "ema_teacher."
 Module = TypeVar("Module", bound=LightningModule)
 
 
-def export(ckpt_path: str, out: str = "model.safetensors", weights: Weights = "stored") -> Path:
-    """Write the weights of a checkpoint, and what the module was made with, as a safetensors file.
+def export(
+    ckpt_path: str,
+    out: str = "model.safetensors",
+    weights: Weights = "stored",
+    cls: type[LightningModule] | None = None,
+    input_shape: list[int] | None = None,
+    input_dtype: Literal["float32", "int64"] = "float32",
+) -> Path:
+    """Write the weights of a checkpoint, and what the module was made with, as a safetensors file, or a program.
 
     Args:
         ckpt_path: A checkpoint's path or address.
-        out: The file to write.
+        out: The file to write. ``.safetensors``: weights and metadata. ``.pt2`` (torch.export) and ``.onnx``: the
+            network as a program, which ``cls`` and ``input_shape`` are needed for.
         weights: ``stored``: those that the checkpoint has as the module's. ``raw``: those that were trained on.
             ``average``: those of WeightEMA, WeightSWA or PostHocEMA. ``teacher``: those of the EMA teacher.
+        cls: The class of the module. What a checkpoint says of it is not trusted.
+        input_shape: The shape of one input of the network without the batch, such as ``[1, 28, 28]``.
+        input_dtype: ``float32``, or ``int64`` for token ids.
 
     Returns:
         The file.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or has no such weights.
+        InvalidValueError: ``out`` ends in something else, or a program lacks its class or shape or cannot be written.
     """
     check_choice("weights", weights, ("stored", "raw", "average", "teacher"))
+    suffix = Path(out).suffix
+    check_choice("The suffix of out", suffix, (".safetensors", *PROGRAMS))
+    if suffix in PROGRAMS:
+        if cls is None or input_shape is None:
+            raise InvalidValueError(
+                f"out is {out!r}, a program, and {'cls' if cls is None else 'input_shape'} is not given. Write "
+                "--cls=ImageClassifier --input_shape=[1,28,28], or what the network is and takes."
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            module = load_exported(export(ckpt_path, str(Path(folder, "model.safetensors")), weights), cls)
+        shape = (2, *input_shape)
+        integers = input_dtype == "int64"
+        example = torch.zeros(shape, dtype=torch.int64) if integers else torch.randn(shape, generator=torch.Generator())
+        return export_program(module, example, out)
     from safetensors.torch import save
 
     content = read_checkpoint(ckpt_path)

@@ -17,7 +17,7 @@ LAYERS = (
         *("cli", "cli_audit", "cli_curves", "cli_help", "cli_list", "cli_parser", "cli_plot", "cli_probe"),
         *("cli_resume", "export", "presets", "__main__"),
     ),
-    ("modules", "resume"),
+    ("modules", "resume", "export_program"),
     ("mixins", "callbacks", "data", "runs"),
     ("timing", "checkpoint_file", "checkpoint_preflight"),
     ("functional",),

@@ -313,7 +313,7 @@ def _trained(trainer: Trainer) -> list[bool]:
 
 
 def _hand_out_buffers(trainer: Trainer) -> None:
-    """Let DDP give rank 0's buffers to all ranks in the next forward pass; it takes those of the average for the last."""
+    """Let DDP give rank 0's buffers to all ranks in the next forward pass; it has seen none since the average's."""
     model = trainer.strategy.model
     if isinstance(model, DistributedDataParallel):
         model.require_forward_param_sync = True

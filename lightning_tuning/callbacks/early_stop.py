@@ -184,8 +184,8 @@ class EarlyStop(EarlyStopping):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # Here averaged weights are in their place that are swapped out before the value is known, and every rank has the
-        # buffers of rank 0, which DDP hands out with the first batch.
+        # Here averaged weights are in their place that are swapped out before the value is known, and every rank has
+        # rank 0's buffers, which DDP hands out with the first batch.
         is_first = batch_idx == dataloader_idx == 0 and not trainer.sanity_checking and self._is_active(trainer)
         if self.restore_best and is_first and self._rule_in(trainer).has_begun(self._next_position(trainer)):
             self._weights.candidate = snapshot(pl_module)
