@@ -97,6 +97,7 @@ _HOME = {
         "GradientNoise",
         "GradientNorm",
         "LRRangeTest",
+        "MicroBatch",
         "MonitorCheck",
         "PostHocEMA",
         "PredictionSamples",

@@ -46,6 +46,12 @@ class DivergenceError(TuningError):
     exit_code = 3
 
 
+class DoesNotFitError(TuningError, MemoryError):
+    """A training step needs more memory than there is, however its batch is split."""
+
+    exit_code = 3
+
+
 class ResumeError(TuningError, AssertionError):
     """A resumed run is not the uninterrupted one."""
 

@@ -14,6 +14,7 @@ from .gradient_histogram import GradientHistogram
 from .gradient_noise import GradientNoise
 from .gradient_norm import GradientNorm
 from .lr_range_test import LRRangeTest
+from .micro_batch import MicroBatch
 from .monitor_check import MonitorCheck
 from .post_hoc_ema import PostHocEMA
 from .prediction_samples import PredictionSamples
@@ -42,6 +43,7 @@ __all__ = [
     "GradientNoise",
     "GradientNorm",
     "LRRangeTest",
+    "MicroBatch",
     "MonitorCheck",
     "PostHocEMA",
     "PredictionSamples",

@@ -16,7 +16,7 @@ from .attack import (
 )
 from .averaging import ModuleAverage, ema_decay, ema_update_, half_life_decay
 from .batch_augment import batch_crop, batch_erase, batch_flip, crop_boxes, flip_boxes, fused_normalize
-from .batch_norm import population_statistics, recalibrate_batch_norm, tracking_batch_norms
+from .batch_norm import is_batch_norm, population_statistics, recalibrate_batch_norm, tracking_batch_norms
 from .centralization import centralize_
 from .clipping import NormHistory, adaptive_clip_, unit_norms
 from .consistency import ensemble_target, mean_teacher_loss, squared_difference, temporal_ensembling_loss
@@ -152,6 +152,7 @@ __all__ = [
     "input_gradients",
     "interpolate",
     "interpolation_consistency",
+    "is_batch_norm",
     "is_orthonormal",
     "jacobian_penalty",
     "keyed_bits",

@@ -24,6 +24,17 @@ def tracking_batch_norms(module: nn.Module) -> list[_BatchNorm]:
     return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether what a layer makes of a sample depends, in training, on the rest of the batch.
+
+    Example:
+        >>> is_batch_norm(nn.BatchNorm2d(3)), is_batch_norm(nn.GroupNorm(1, 3))
+        (True, False)
+    """
+    # Others' batch norms need not inherit from torch's.
+    return isinstance(module, _BatchNorm) or "BatchNorm" in type(module).__name__
+
+
 class _Moments:
     """A forward pre-hook that counts a layer's inputs: number, mean and sum of squared deviations of each channel."""
 

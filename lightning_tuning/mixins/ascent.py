@@ -41,6 +41,7 @@ class AscentMixin(TuningMixin):
     stage = "optimizer"
     needs = ("training_step",)
     changes = ("gradient",)
+    whole_batch = "passes each batch of the window a second time"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -55,6 +55,9 @@ class TuningMixin(LightningModule):
     """The stems of techniques that it cannot be on with, each with what to do instead."""
     couples: ClassVar[bool] = False
     """Whether it makes what the network computes of a sample depend on the rest of the batch."""
+    whole_batch: ClassVar[str] = ""
+    """Why it must see a batch as a whole: a clause after its name. Empty where the parts of a batch may be passed one
+    by one (``MicroBatch``): their losses, weighted by their samples, are the batch's, or those of another draw."""
     needs_streams: ClassVar[bool] = False
     """Whether it can do nothing without unlabelled batches."""
     fixed: ClassVar[tuple[str, ...]] = ()

@@ -192,6 +192,7 @@ OWN_NAMES = (
     *("active_techniques", "tuning_settings", "trainable_parameters", "penalized_parameters", "without_weights"),
     *("class_count", "pseudo_logits", "teacher_module", "add_term", "ramped", "replaying", "couples", "needs_streams"),
     *("unlabeled_of", "along", "samples_coupled", "steps_in", "adjustable", "check_adjusted", "fixed", "why_fixed"),
+    "whole_batch",
 )
 
 

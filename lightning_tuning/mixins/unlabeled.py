@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.functional import is_batch_norm
 
 from .base import TuningMixin
 from .inner_pass import in_inner_pass
@@ -226,12 +226,6 @@ def _as_index(index: Any, x: Any) -> Tensor | None:
 
 
 _VIEW = re.compile(r"(weak|strong)(_\d+)?")
-
-
-def is_batch_norm(module: nn.Module) -> bool:
-    """Whether what a layer makes of a sample depends, in training, on the rest of the batch."""
-    # Others' batch norms need not inherit from torch's.
-    return isinstance(module, _BatchNorm) or "BatchNorm" in type(module).__name__
 
 
 def fits(x: Any, other: Any) -> bool:

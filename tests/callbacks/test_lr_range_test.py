@@ -625,7 +625,7 @@ QUICK_OTHERS = {AutoClip, Schedule, FiniteGuard, WeightEMA, EarlyStop}
 def test_the_run_is_bitwise_the_run_without_it_beside_each_callback(kind, first, tmp_path):
     data = loaders(DATA, 8)
     assert_same_run(
-        lambda: (make("confidence_penalty"), (data, data)),
+        lambda: (make("confidence_penalty", plain=CALLBACKS[kind].plain), (data, data)),
         tmp_path,
         others=lambda: [CALLBACKS[kind].make()],
         first=first,

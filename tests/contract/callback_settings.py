@@ -29,6 +29,7 @@ from lightning_tuning.callbacks import (
     GradientNoise,
     GradientNorm,
     LRRangeTest,
+    MicroBatch,
     MonitorCheck,
     PostHocEMA,
     PredictionSamples,
@@ -60,6 +61,8 @@ class CallbackSetting:
     """Whether it has a state that optimizer steps advance."""
     terms: tuple[str, ...] = field(default=())
     """The keys it logs."""
+    plain: bool = False
+    """Whether it takes a host without batch norm alone."""
 
 
 @functools.cache
@@ -96,6 +99,7 @@ CALLBACKS: dict[type[Callback], CallbackSetting] = {
     LRRangeTest: CallbackSetting(lambda: LRRangeTest(steps=12), kind="watches"),
     GradientHistogram: CallbackSetting(lambda: GradientHistogram(2, weights=True, updates=True), kind="watches"),
     GradientNorm: CallbackSetting(lambda: GradientNorm("layer"), kind="watches"),
+    MicroBatch: CallbackSetting(lambda: MicroBatch(parts=3), kind="steers", plain=True),
     MonitorCheck: CallbackSetting(MonitorCheck, kind="watches"),
     AugmentedSamples: CallbackSetting(lambda: AugmentedSamples(n=2), kind="watches"),
     PredictionSamples: CallbackSetting(lambda: PredictionSamples(n=2), kind="watches"),

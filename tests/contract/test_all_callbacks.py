@@ -62,9 +62,9 @@ def data(size=8):
     ]
 
 
-def make(seed=0):
+def make(kind, seed=0):
     torch.manual_seed(seed)
-    return TermHost(confidence_penalty_weight=0.1)
+    return TermHost(plain=CALLBACKS[kind].plain, confidence_penalty_weight=0.1)
 
 
 def fit(net, callbacks, tmp_path, ckpt_path=None, size=8, **kwargs):
@@ -81,7 +81,7 @@ def test_the_table_has_every_callback():
 @of_kind("watches")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_training_is_bitwise_what_it_is_without_a_watcher(kind, precision, tmp_path):
-    nets = [make(), make()]
+    nets = [make(kind), make(kind)]
     for net, watching in zip(nets, [[], [CALLBACKS[kind].make()]], strict=True):
         others = [Overflow(2)] * (precision == "16-mixed")
         settings = {"precision": precision, "logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
@@ -91,7 +91,7 @@ def test_training_is_bitwise_what_it_is_without_a_watcher(kind, precision, tmp_p
 
 @every_callback
 def test_nothing_is_left_behind(kind, tmp_path):
-    net, callback = make(), CALLBACKS[kind].make()
+    net, callback = make(kind), CALLBACKS[kind].make()
     made = fit(net, [callback], tmp_path)
     for optimizer in made.optimizers:
         assert not optimizer._optimizer_step_post_hooks
@@ -110,7 +110,7 @@ def test_nothing_is_left_behind(kind, tmp_path):
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 def test_resume_is_the_straight_run_bitwise(kind, step, precision, tmp_path):
     def run(seed, ckpt_path=None):
-        callback, net = CALLBACKS[kind].make(), make(seed)
+        callback, net = CALLBACKS[kind].make(), make(kind, seed)
         overflow = [Overflow(2)] * (precision == "16-mixed")
         if step % STEPS:
             keep = ModelCheckpoint(tmp_path, "kept", every_n_train_steps=step, save_top_k=-1)
@@ -135,7 +135,7 @@ def test_resume_is_the_straight_run_bitwise(kind, step, precision, tmp_path):
 def test_a_step_that_the_scaler_skips_advances_nothing(kind, tmp_path):
     callback = CALLBACKS[kind].make()
     keep = KeepState(callback)
-    fit(make(), [callback, Overflow(step=2), keep], tmp_path, precision="16-mixed", max_epochs=1)
+    fit(make(kind), [callback, Overflow(step=2), keep], tmp_path, precision="16-mixed", max_epochs=1)
     assert keep.states[1] == keep.states[2]
 
 
@@ -143,7 +143,7 @@ def test_a_step_that_the_scaler_skips_advances_nothing(kind, tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"precision": "bf16-mixed", "accumulate_grad_batches": 2}], ids=["32", "b16"])
 def test_two_ranks_end_equal(kind, settings, tmp_path):
     ranks = {"strategy": "ddp_fork", "devices": 2}
-    fit(make(), [CALLBACKS[kind].make(), SaveRank(tmp_path)], tmp_path, size=4, max_epochs=2, **ranks, **settings)
+    fit(make(kind), [CALLBACKS[kind].make(), SaveRank(tmp_path)], tmp_path, size=4, max_epochs=2, **ranks, **settings)
     rank0, rank1 = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     batch_norm = ("running_mean", "running_var")  # each rank has its own
     parts = [{k: v for k, v in rank.items() if not k.endswith(batch_norm)} for rank in (rank0, rank1)]

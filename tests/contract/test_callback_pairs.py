@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_tuning import ExactResume
 from lightning_tuning.callbacks import CheckpointSoup
-from lightning_tuning.errors import InvalidValueError, NoEffectError
+from lightning_tuning.errors import CompositionError, InvalidValueError, NoEffectError
 from lightning_tuning.mixins import TECHNIQUES
 
 from .callback_settings import CALLBACKS
@@ -56,7 +56,7 @@ def callback_of(kind, technique, tmp_path):
 
 def fit(kind, technique, tmp_path, *others, seed=0, ckpt_path=None):
     setting, callback = ROWS[technique.stem][1], callback_of(kind, technique, tmp_path)
-    net = make(technique.stem, seed)
+    net = make(technique.stem, seed, plain=CALLBACKS[kind].plain)
     callbacks = [ExactResume(seed=3), callback, *others]
     made = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=None)
     made.fit(net, loaders(setting, 8, size=16), loaders(Setting({}), 8, size=8), ckpt_path=ckpt_path)
@@ -68,8 +68,12 @@ def fit(kind, technique, tmp_path, *others, seed=0, ckpt_path=None):
 )
 def test_a_callback_and_a_technique_train_and_resume(kind, technique, tmp_path):
     keep = ModelCheckpoint(tmp_path, "kept", every_n_train_steps=2, save_top_k=-1)
-    if (kind.__name__, technique.stem) in REFUSED:
-        error, message = REFUSED[kind.__name__, technique.stem]
+    refused = {
+        **REFUSED,
+        **{("MicroBatch", t.stem): (CompositionError, t.whole_batch) for t in TECHNIQUES if t.whole_batch},
+    }
+    if (kind.__name__, technique.stem) in refused:
+        error, message = refused[kind.__name__, technique.stem]
         with pytest.raises(error, match=message):
             fit(kind, technique, tmp_path, keep)
         return

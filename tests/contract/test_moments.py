@@ -51,4 +51,4 @@ def test_each_technique(row):
 
 @pytest.mark.parametrize("kind", CALLBACKS, ids=lambda kind: kind.__name__)
 def test_each_callback(kind):
-    certify(make_host, Setting({}), lambda: [CALLBACKS[kind].make()])
+    certify(functools.partial(make_host, kind), Setting({}), lambda: [CALLBACKS[kind].make()])

@@ -67,6 +67,7 @@ class FreeAdversarialMixin(TuningMixin):
     off = {"free_adversarial_epsilon": 0.0}
     needs = ("training_step", "compute_loss", "forward")
     changes = ("batch", "weights")
+    whole_batch = "steps several times on one batch"
     tasks = ("multiclass",)
     conflicts = {**alternatives("free_adversarial"), "sam": _REPLAYS, "awp": _REPLAYS}
 

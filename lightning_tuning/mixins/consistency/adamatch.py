@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_tuning.errors import check_range
-from lightning_tuning.functional import hard
+from lightning_tuning.functional import hard, is_batch_norm
 from lightning_tuning.functional.precision import at_least_float32
 from lightning_tuning.mixins.alignments import Alignment, class_rows
 from lightning_tuning.mixins.families import alternatives
@@ -20,7 +20,6 @@ from lightning_tuning.mixins.plan import Cost
 from lightning_tuning.mixins.pseudo_labels import PseudoLabels, PseudoLabelsMixin
 from lightning_tuning.mixins.ramps import check_ramp
 from lightning_tuning.mixins.ranks import gather_rows
-from lightning_tuning.mixins.unlabeled import is_batch_norm
 
 
 class AdaMatchMixin(PseudoLabelsMixin):
@@ -53,6 +52,7 @@ class AdaMatchMixin(PseudoLabelsMixin):
     off = {"adamatch_weight": 0.0}
     needs = ("training_step", "forward", "compute_loss")
     changes = ("batch", "loss", "buffers")
+    whole_batch = "compares a sample with averages over its batch"
     fixed = ("adamatch_momentum",)
     tasks = ("multiclass",)
     conflicts = alternatives("adamatch")

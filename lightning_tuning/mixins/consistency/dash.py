@@ -53,6 +53,7 @@ class DashMixin(PseudoLabelsMixin):
     off = {"dash_weight": 0.0}
     needs = ("training_step", "forward", "compute_loss")
     changes = ("batch", "loss", "buffers")
+    whole_batch = "takes its threshold from the mean loss of batches"
     fixed = ("dash_scale", "dash_decay", "dash_floor")
     tasks = ("multiclass",)
     conflicts = alternatives("dash")

@@ -44,6 +44,7 @@ class FlexMatchMixin(PseudoLabelsMixin):
     off = {"flexmatch_weight": 0.0}
     needs = ("training_step", "forward")
     changes = ("batch", "loss", "buffers")
+    whole_batch = "counts the batch's confident samples for its thresholds"
     tasks = ("multiclass",)
     conflicts = alternatives("flexmatch")
     needs_streams = True

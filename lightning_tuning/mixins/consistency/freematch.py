@@ -47,6 +47,7 @@ class FreeMatchMixin(PseudoLabelsMixin):
     off = {"freematch_weight": 0.0}
     needs = ("training_step", "forward")
     changes = ("batch", "loss", "buffers")
+    whole_batch = "compares a sample with averages over its batch"
     fixed = ("freematch_momentum",)
     tasks = ("multiclass",)
     conflicts = alternatives("freematch")

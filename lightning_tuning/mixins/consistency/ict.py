@@ -44,6 +44,7 @@ class ICTMixin(UnlabeledMixin):
     off = {"ict_weight": 0.0}
     needs = ("training_step", "forward")
     changes = ("batch", "loss", "buffers")
+    whole_batch = "mixes each sample with another of its batch"
     tasks = ("multiclass",)
     sharded = True
 

@@ -43,6 +43,7 @@ class MixMatchMixin(MixedStreamsMixin):
     off = {"mixmatch_weight": 0.0}
     needs = ("training_step", "forward")
     changes = ("batch", "target", "loss", "buffers")
+    whole_batch = "mixes each sample with another of its batch"
     tasks = ("multiclass",)
     conflicts = alternatives("mixmatch")
     sharded = True

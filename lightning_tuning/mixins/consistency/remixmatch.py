@@ -60,6 +60,7 @@ class ReMixMatchMixin(MixedStreamsMixin):
     off = {"remixmatch_weight": 0.0}
     needs = ("training_step", "forward")
     changes = ("batch", "target", "loss", "buffers")
+    whole_batch = "mixes each sample with another of its batch"
     tasks = ("multiclass",)
     conflicts = alternatives("remixmatch")
 

@@ -41,6 +41,7 @@ class SoftMatchMixin(PseudoLabelsMixin):
     off = {"softmatch_weight": 0.0}
     needs = ("training_step", "forward")
     changes = ("batch", "loss", "buffers")
+    whole_batch = "compares a sample with averages over its batch"
     fixed = ("softmatch_momentum",)
     tasks = ("multiclass",)
     conflicts = alternatives("softmatch")

@@ -49,6 +49,7 @@ class TemporalEnsemblingMixin(UnlabeledMixin):
     off = {"temporal_ensembling_weight": 0.0}
     needs = ("training_step", "forward")
     changes = ("batch", "loss", "buffers")
+    whole_batch = "notes each batch's predictions in its table"
     fixed = ("temporal_ensembling_alpha",)
     tasks = ("multiclass",)
 

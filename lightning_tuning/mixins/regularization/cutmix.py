@@ -38,6 +38,7 @@ class CutMixMixin(MixingMixin):
     stem = "cutmix"
     off = {"cutmix_alpha": 0.0}
     changes = ("batch", "target")
+    whole_batch = "mixes each sample with another of its batch"
     sharded = True
 
     def __init__(

@@ -46,6 +46,7 @@ class DropBlockMixin(TuningMixin):
     off = {"dropblock_rate": 0.0}
     couples = True
     changes = ("activations",)
+    whole_batch = "scales what it keeps by a share of the whole batch"
     sharded = True
 
     def __init__(

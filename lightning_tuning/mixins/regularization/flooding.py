@@ -33,6 +33,7 @@ class FloodingMixin(TuningMixin):
     off = {"flooding_level": 0.0}
     needs = ("training_step", "compute_loss")
     changes = ("loss",)
+    whole_batch = "compares the mean loss of the batch with its level"
     sharded = True
 
     def __init__(self, *args: Any, flooding_level: float = 0.05, **kwargs: Any) -> None:

@@ -52,6 +52,7 @@ class ManifoldMixupMixin(MixingMixin):
     off = {"manifold_mixup_alpha": 0.0}
     couples = True
     changes = ("activations", "target")
+    whole_batch = "mixes each sample with another of its batch"
 
     def __init__(
         self,

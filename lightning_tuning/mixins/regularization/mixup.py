@@ -35,6 +35,7 @@ class MixupMixin(MixingMixin):
     stem = "mixup"
     off = {"mixup_alpha": 0.0}
     changes = ("batch", "target")
+    whole_batch = "mixes each sample with another of its batch"
     sharded = True
 
     def __init__(
