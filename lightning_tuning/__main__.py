@@ -3,9 +3,16 @@
 import os
 import sys
 
+from lightning_tuning.cli_pages import answer
+
 
 def main() -> int:
-    """Load the command line, which takes seconds, and run it; Ctrl-C meanwhile ends it quietly."""
+    """Answer at once what can be, else load the training code, which takes seconds, and run the command.
+
+    Ctrl-C meanwhile ends it quietly.
+    """
+    if (code := answer(sys.argv[1:])) is not None:
+        return code
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes of the user's, my_module.MyModel; ``python -m`` has it already
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
+from lightning_tuning.cli_pages import COMMANDS
 from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, default_name, raised_by_constructor
 from lightning_tuning.data.audit import audit_samples, conclusion, find, save_sheet, set_up, summary, write_report
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
@@ -17,7 +18,6 @@ from lightning_tuning.runs.config import RunConfig
 from lightning_tuning.runs.folder import new_run_folder
 
 COMMAND = "audit"
-HELP = "Read every sample of a configuration once and report what is wrong with the data."
 _OF_OTHER_COMMANDS = (
     *("model", "trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
     *("verbose", "return_predictions", "plot", "check"),
@@ -27,7 +27,7 @@ _OF_OTHER_COMMANDS = (
 
 def audit_parser() -> TuningParser:
     """The command's parser. It takes every configuration of ``fit``, and looks at its data alone."""
-    parser = TuningParser(prog=f"lightning-tuning {COMMAND}", description=HELP, allow_abbrev=False)
+    parser = TuningParser(prog=f"lightning-tuning {COMMAND}", description=COMMANDS[COMMAND], allow_abbrev=False)
     parser.add_argument("-c", "--config", action=ConfigOrPreset, help="A YAML file. Of several, later ones win.")
     parser.add_argument("--seed_everything", type=bool | int, default=0, help="As for `fit`.")
     parser.add_argument(

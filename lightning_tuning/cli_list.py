@@ -1,4 +1,7 @@
-"""``lightning-tuning list``: the techniques, callbacks and presets there are."""
+"""The techniques, callbacks and presets there are, as ``lightning-tuning list`` prints them from ``listing.txt``.
+
+``python -m lightning_tuning.cli_list`` writes that file anew.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Iterator
 from lightning.pytorch import Callback
 
 from lightning_tuning import callbacks
+from lightning_tuning.cli_pages import LISTING
 from lightning_tuning.mixins import TECHNIQUES
 from lightning_tuning.mixins.composition import own_arguments
 from lightning_tuning.presets import PREFIX, preset_description, preset_names
@@ -59,3 +63,7 @@ def _lines(text: str, first: int, indent: int) -> Iterator[str]:
     yield from textwrap.wrap(
         text, 120, initial_indent=" " * first, subsequent_indent=" " * indent, break_on_hyphens=False
     )
+
+
+if __name__ == "__main__":
+    LISTING.write_text(f"{listing()}\n", encoding="utf-8")

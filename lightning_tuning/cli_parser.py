@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
-import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile
 from jsonargparse import Path as ConfigPath
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
 
+from lightning_tuning.cli_explain import explain
 from lightning_tuning.cli_help import ShortHelp
-from lightning_tuning.errors import CompositionError, did_you_mean
-from lightning_tuning.mixins.composition import check_not_pytorch_lightning
-from lightning_tuning.modules.lean import Lean, not_offered
 from lightning_tuning.presets import PREFIX, preset_of, preset_path, preset_settings
-
-_NOISE = re.compile(
-    r"^\s*(- )?(Expected a <class 'NoneType'>|Expected a path but .* not accessible or invalid"
-    r"|Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*)$"
-)
-
-_WORDS = (
-    (r'Parser key "([\w.]+)":?', r"\1:"),
-    (r"Problem with given class_path '(?:\w+\.)*(\w+)'", r"\1"),
-    (r"Expected a <class '([\w.]+)'>", r"expected \1"),
-    (r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1"),
-    (r"\. Got value:", "; got"),
-)
 
 
 class ConfigOrPreset(ActionConfigFile):
@@ -42,6 +23,7 @@ class ConfigOrPreset(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         parser.config_in_use = values
+        parser.configs_read.append(values)
         if isinstance(values, str) and values.startswith(PREFIX):
             name = values.removeprefix(PREFIX)
             path = ConfigPath(str(preset_path(name)))
@@ -56,19 +38,21 @@ class TuningParser(LightningArgumentParser):
     """A parser whose errors are a few lines and name the nearest right spelling."""
 
     config_in_use: str | None = None
-    """The configuration file that is being read."""
+    """The configuration that is being read."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Also for the parsers that jsonargparse makes for the help of one class.
         super().__init__(*args, **{"prog": "lightning-tuning", "formatter_class": ShortHelp, **kwargs})
+        self.configs_read: list[Any] = []
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
-        source = f"{parser.config_in_use}: " if parser.config_in_use else ""
-        sys.stderr.write(f"{program}: {source}{explain(message, parser)}\nAll options: {program} --help\n")
+        text, file = explain(message, parser)
+        source = f"{parser.config_in_use or file}: " if parser.config_in_use or file else ""
+        sys.stderr.write(f"{program}: {source}{text}\nHelp: {program} --help\n")
         raise SystemExit(2) from ex
 
 
@@ -91,106 +75,3 @@ def raised_by_constructor(error: BaseException) -> BaseException:
     while error.__cause__ is not None and str(error).startswith("Does not validate against any of the Union subtypes"):
         error = error.__cause__
     return error
-
-
-def explain(message: str, parser: ArgumentParser) -> str:
-    """An error of jsonargparse without its inner workings, and with the nearest right name if one was misspelt.
-
-    Args:
-        message: What jsonargparse reports.
-        parser: The parser of the subcommand in question.
-    """
-    text = _first_alternative(message)
-    place = re.match(r'Parser key "([\w.]+)"', message)
-    key = f"{place[1]}: " if place else ""
-    if unknown := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
-        if left_out := _left_out(unknown[1], unknown[2]):
-            return f"{key}{left_out}"
-        hint = did_you_mean(unknown[2], _arguments(unknown[1]))
-        return f"{key}{unknown[1].rpartition('.')[2]} has no argument {unknown[2]!r}{hint}"
-    if literal := re.search(
-        r"Expected a typing\.Literal\[([^\]]*)\]\n[^\n]*import path.*?Given value: (\w+)$", message, re.S | re.M
-    ):
-        names = re.findall(r"'([^']*)'", literal[1])
-        where = ".".join(re.findall(r'Parser key "([\w.]+)"', message[: literal.start()]))
-        hint = did_you_mean(literal[2], names)
-        return f"{where} is {literal[2]!r}{hint} It must be one of {', '.join(names)}, or the class path of another."
-    if unknown := re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message):
-        return _unknown_option(unknown[1] or unknown[2], parser)
-    if unknown := re.search(r"Expected a dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", text):
-        name = unknown[1] or unknown[2]
-        hint = did_you_mean(name, _class_names())
-        return f"{key}there is no class {name!r}{hint} A class of yours is written with its module: my_module.{name}"
-    if foreign := re.search(
-        r"Import path does not correspond to a subclass.*?Given value: ([\w.]+)$", message, re.S | re.M
-    ):
-        module, _, name = foreign[1].rpartition(".")
-        try:
-            check_not_pytorch_lightning(getattr(sys.modules.get(module), name, object))
-        except CompositionError as error:
-            return f"{key}{error}"
-    if choice := re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message):
-        names = re.findall(r"\w+", choice[2])
-        hint = did_you_mean(choice[1], names)
-        return f"There is no subcommand {choice[1]!r}{hint} It comes first and is one of {', '.join(names)}."
-    if re.search(r'expected "subcommand" to be one of', message) and parser._subcommands_action:
-        return f"The command comes first; it is one of {', '.join(parser._subcommands_action.choices)}."
-    if missing := re.search(r"arguments are required: \w+\.(.*)", message):
-        return f"Missing: {missing[1]}. Give a configuration (--config=FILE) or write it, e.g. --model=ImageClassifier"
-    for pattern, replacement in _WORDS:
-        text = re.sub(pattern, replacement, text)
-    given = re.findall(r"^\s*Given value: (?!Namespace\(|NestedArg\()([^{\[].*)$", message, re.MULTILINE)[-1:]
-    told = "got " in text or not given
-    if told:
-        return text
-    return f"{text}; got {given[0]}" + (", which is written null here" if given[0] == "None" else "")
-
-
-def _first_alternative(message: str) -> str:
-    """The report in one line. Of several types that were tried, a class given by name can only fit the first."""
-    lines = [line for line in message.splitlines() if line.strip() and not _NOISE.match(line)]
-    first = next((number for number, line in enumerate(lines) if line.lstrip().startswith("- ")), None)
-    if first is not None and "class_path" in lines[first]:
-        # The class's own argument may have several types too, further to the right.
-        bullet = lines[first][: lines[first].index("- ") + 2]
-        others = (number for number, line in enumerate(lines) if number > first and line.startswith(bullet))
-        lines = lines[: next(others, len(lines))]
-    return " ".join(line.strip() for line in lines).replace(": - ", ": ").replace(" - ", " or ")
-
-
-def _unknown_option(name: str, parser: ArgumentParser) -> str:
-    group, _, last = name.rpartition(".")
-    options = [option.rpartition(".") for option in parser.get_defaults().keys()]  # noqa: SIM118
-    siblings = [leaf for parent, _, leaf in options if parent == group]
-    close = difflib.get_close_matches(last, siblings, n=1)
-    hint = (
-        f"; did you mean '{group}.{close[0]}'?" if close and group else did_you_mean(name, map("".join, options), 0.8)
-    )
-    return f"There is no option {name!r}{hint}"
-
-
-def _arguments(class_path: str) -> list[str]:
-    """The arguments of a class that can be set on the command line."""
-    module, _, name = class_path.rpartition(".")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(getattr(sys.modules[module], name), fail_untyped=False)
-    return list(parser.get_defaults().keys(branches=True))
-
-
-def _left_out(class_path: str, argument: str) -> CompositionError | None:
-    """The error for the argument of a technique that a ready host does not offer."""
-    module, _, name = class_path.rpartition(".")
-    cls = getattr(sys.modules[module], name)
-    return not_offered(cls, argument) if isinstance(cls, Lean) else None
-
-
-def _class_names() -> list[str]:
-    """The classes imported so far that can stand for a model, data, a callback or a logger."""
-    bases: tuple[Any, ...] = (LightningModule, LightningDataModule, Callback, Logger)
-    return [cls.__name__ for base in bases for cls in _subclasses(base)]
-
-
-def _subclasses(base: Any) -> Iterator[type]:
-    for cls in base.__subclasses__():
-        yield cls
-        yield from _subclasses(cls)

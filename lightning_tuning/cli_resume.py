@@ -13,7 +13,6 @@ from lightning_tuning.errors import InvalidValueError, check_choice, check_count
 from lightning_tuning.resume import MOMENTS, ResumeReport, check_resume
 
 COMMAND = "check-resume"
-HELP = "Train a few steps, stop at several moments, resume, and tell whether the runs are equal bit for bit."
 _OWN = ("logger", "default_root_dir", "profiler")
 """Settings of the Trainer that do not bear on what is learnt."""
 

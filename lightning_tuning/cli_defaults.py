@@ -1,0 +1,84 @@
+"""What the Trainer of a run of the command line gets besides what the user lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.plugins import CheckpointIO
+
+from lightning_tuning import callbacks
+from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.runs.changed_arguments import ChangedArguments
+from lightning_tuning.runs.checkpoint_io import SafeCheckpointIO
+from lightning_tuning.runs.checkpoints import default_checkpoints
+from lightning_tuning.runs.config import RunConfig
+from lightning_tuning.runs.facts import LogFacts
+from lightning_tuning.runs.wandb_logger import ResilientWandbLogger
+
+
+def default_callbacks(
+    given: Sequence[Callback],
+    run: RunConfig,
+    presets: Sequence[str],
+    changed: Mapping[str, tuple[Any, Any]],
+    *,
+    steps_logged: bool,
+    checkpoints: bool,
+) -> list[Callback]:
+    """Those that a run has unless the user lists one of the same class.
+
+    Args:
+        given: The user's.
+        run: The run's settings.
+        presets: The presets in use, to be noted.
+        changed: The model's arguments that are not those of its checkpoint, to be told.
+        steps_logged: Whether training steps are logged: without, two would be called at each step for nothing.
+        checkpoints: Whether the run writes some.
+
+    Raises:
+        InvalidValueError: ``run.monitor`` would choose nothing, for the user has a ModelCheckpoint.
+    """
+    defaults: list[Callback] = [
+        callbacks.ExactResume(),
+        callbacks.SaveOnSignal(),
+        callbacks.MonitorCheck(),
+        LogFacts(list(presets)),
+    ]
+    if steps_logged:
+        defaults += [callbacks.GradientNorm(), LearningRateMonitor(logging_interval="step")]
+    missing = [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]
+    own = [g for g in given if isinstance(g, ModelCheckpoint)]
+    if own and run.monitor not in (None, *(c.monitor for c in own)):
+        raise InvalidValueError(
+            f"run.monitor is {run.monitor!r}, but the configuration has a ModelCheckpoint of its own, which "
+            f"replaces the one that run.monitor would make. Give it monitor: {run.monitor}, or write "
+            "--run.monitor=null"
+        )
+    if changed:
+        missing.append(ChangedArguments(dict(changed)))
+    return missing + (default_checkpoints(run.monitor, run.mode) if checkpoints and not own else [])
+
+
+def with_safe_checkpoints(plugins: list[Any], strategy: Any) -> list[Any]:
+    """The user's plugins, and the writer of checkpoints unless there is another."""
+    other = any(isinstance(plugin, CheckpointIO) for plugin in plugins) or getattr(strategy, "_checkpoint_io", None)
+    return plugins if other or "xla" in str(strategy) else [*plugins, SafeCheckpointIO()]
+
+
+def wandb_logger(cls: type[WandbLogger], resumed: str | None, *args: Any, **kwargs: Any) -> WandbLogger:
+    """Make a W&B logger; one that can goes on with the run of the checkpoint that the training is resumed from."""
+    if issubclass(cls, ResilientWandbLogger) and resumed and Path(resumed).is_file():
+        kwargs["ckpt_path"] = kwargs.get("ckpt_path") or resumed
+    logger = cls(*args, **kwargs)
+    if logger._wandb_init.get("anonymous", "") is None:
+        del logger._wandb_init["anonymous"]  # wandb warns of this setting even when it is None
+    return logger
+
+
+def as_list(value: Any) -> list[Any]:
+    """A setting of the Trainer that may be one, several or none."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,46 @@
+"""What a run of the command line leaves: the curves and the summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lightning_tuning.callbacks._pictures import show_picture
+from lightning_tuning.runs.curves import save_curves
+from lightning_tuning.runs.journal import write_json
+from lightning_tuning.runs.summary import format_summary, summarize
+from lightning_tuning.runs.wandb_logger import ResilientWandbLogger
+
+
+def draw_curves(trainer: Trainer, folder: Path) -> None:
+    """Draw the journal, also that of a training that an error ended."""
+    try:
+        if (path := save_curves(folder)) is not None:
+            show_picture(trainer, path)
+    except Exception as error:  # never in place of the error that ended the training
+        print(f"lightning-tuning: the curves could not be drawn: {error!r}", file=sys.stderr)
+
+
+def finish(
+    trainer: Trainer, folder: Path, results: Sequence[Mapping[str, float]], seconds: float, **extra: Any
+) -> None:
+    """Save and print the summary.
+
+    Args:
+        trainer: The Trainer that ran.
+        folder: The run's folder.
+        results: What the Trainer returned of each data loader that it evaluated on.
+        seconds: Wall time.
+        **extra: What stands in the summary besides.
+    """
+    metrics = {name: value for result in results for name, value in result.items()}
+    summary = {**summarize(trainer, metrics, folder, seconds), **extra}
+    write_json(folder / "summary.json", summary)
+    for logger in trainer.loggers:
+        if isinstance(logger, ResilientWandbLogger) and logger.log_reports:
+            logger.log_folder(folder)
+    print(format_summary(summary))
