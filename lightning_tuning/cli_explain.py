@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from difflib import get_close_matches
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.loggers import Logger
 
-from lightning_tuning.cli_nearest import nearest_class, nearest_config, nearest_module, nearest_option
+from lightning_tuning.cli_nearest import PLACES, nearest_class, nearest_config, nearest_module, nearest_option
 from lightning_tuning.errors import CompositionError, did_you_mean
 from lightning_tuning.mixins.composition import check_not_pytorch_lightning
 from lightning_tuning.modules.lean import Lean, not_offered
@@ -42,7 +37,13 @@ def explain(message: str, parser: ArgumentParser) -> str:
     text = _first_alternative(message)
     place = re.match(r'Parser key "([\w.]+)"', message)
     key = f"{place[1]}: " if place else ""
+    if re.search(r"File does not exist: ", text) and (config := getattr(parser, "config_in_use", None)):
+        return f"there is no such file{nearest_config(str(config))}"
     if unknown := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
+        # Where no class is found, jsonargparse reports on the base class.
+        of_base = unknown[1].rpartition(".")[2] in {place.__name__ for place in PLACES}
+        if of_base or get_close_matches(unknown[2].partition(".")[0], ("class_path", "init_args"), cutoff=0.8):
+            return f"{key}write class_path: CLASS and below init_args its arguments, and nothing beside them"
         if left_out := _left_out(unknown[1], unknown[2]):
             return f"{key}{left_out}"
         hint = did_you_mean(unknown[2], _arguments(unknown[1]))
@@ -55,10 +56,12 @@ def explain(message: str, parser: ArgumentParser) -> str:
         hint = did_you_mean(literal[2], names)
         return f"{where} is {literal[2]!r}{hint} It must be one of {', '.join(names)}, or the class path of another."
     if unknown := re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message):
-        return _unknown_option(unknown[1] or unknown[2], parser)
+        return nearest_option(unknown[1] or unknown[2], parser)
+    if unknown := re.search(r"No module named '([\w.]+)'\n?.*?Given value: ([\w.]+)$", message, re.S | re.M):
+        return f"{key}there is no module {unknown[1]!r}, of {unknown[2]!r}{nearest_module(unknown[1])}"
     if unknown := re.search(r"Expected a dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", text):
         name = unknown[1] or unknown[2]
-        hint = did_you_mean(name, _class_names())
+        hint = nearest_class(name)
         return f"{key}there is no class {name!r}{hint} A class of yours is written with its module: my_module.{name}"
     if foreign := re.search(
         r"Import path does not correspond to a subclass.*?Given value: ([\w.]+)$", message, re.S | re.M
@@ -91,17 +94,6 @@ def _first_alternative(message: str) -> str:
     return " ".join(line.strip() for line in lines).replace(": - ", ": ").replace(" - ", " or ")
 
 
-def _unknown_option(name: str, parser: ArgumentParser) -> str:
-    group, _, last = name.rpartition(".")
-    options = [option.rpartition(".") for option in parser.get_defaults().keys()]  # noqa: SIM118
-    siblings = [leaf for parent, _, leaf in options if parent == group]
-    close = difflib.get_close_matches(last, siblings, n=1)
-    hint = (
-        f"; did you mean '{group}.{close[0]}'?" if close and group else did_you_mean(name, map("".join, options), 0.8)
-    )
-    return f"There is no option {name!r}{hint}"
-
-
 def _arguments(class_path: str) -> list[str]:
     """The arguments of a class that can be set on the command line."""
     module, _, name = class_path.rpartition(".")
@@ -115,15 +107,3 @@ def _left_out(class_path: str, argument: str) -> CompositionError | None:
     module, _, name = class_path.rpartition(".")
     cls = getattr(sys.modules[module], name)
     return not_offered(cls, argument) if isinstance(cls, Lean) else None
-
-
-def _class_names() -> list[str]:
-    """The classes imported so far that can stand for a model, data, a callback or a logger."""
-    bases: tuple[Any, ...] = (LightningModule, LightningDataModule, Callback, Logger)
-    return [cls.__name__ for base in bases for cls in _subclasses(base)]
-
-
-def _subclasses(base: Any) -> Iterator[type]:
-    for cls in base.__subclasses__():
-        yield cls
-        yield from _subclasses(cls)

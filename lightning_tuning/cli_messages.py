@@ -89,7 +89,7 @@ def _missing_metric(message: str) -> str | None:
     """Lightning's reports of a metric that nothing logs, with the nearest one that there is."""
     found = re.match(
         r"`?(\w+)(?:\(monitor=| stopping conditioned on metric | conditioned on metric )"
-        r"['`]?(.+?)['`]?(?:\)`| which is not available\.).*?(?:metrics|following|are): (.*?)(?: HINT|$)",
+        r"['`]?(.+?)['`]?(?:\)`| which is not available\.).*?(?:metrics|following|are): (.*?)(?:\]|$)",
         message,
         re.DOTALL,
     )

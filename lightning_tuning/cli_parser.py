@@ -50,9 +50,8 @@ class TuningParser(LightningArgumentParser):
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         program = parser.prog.replace(" [options]", "")
-        text, file = explain(message, parser)
-        source = f"{parser.config_in_use or file}: " if parser.config_in_use or file else ""
-        sys.stderr.write(f"{program}: {source}{text}\nHelp: {program} --help\n")
+        source = f"{parser.config_in_use}: " if parser.config_in_use else ""
+        sys.stderr.write(f"{program}: {source}{explain(message, parser)}\nHelp: {program} --help\n")
         raise SystemExit(2) from ex
 
 

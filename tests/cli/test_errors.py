@@ -34,7 +34,7 @@ MODEL = "--model=tests.cli.toy."
         (["--run.mode=up"], "run.mode: expected one of 'min', 'max'; got up"),
         (["--trainer.strategy=dpp"], "invalid strategy name: `strategy='dpp'`"),
         (["--trainer.accelerator=tpu"], "torch_xla"),
-        (["--config=none.yaml"], "File does not exist"),
+        (["--config=none.yaml"], "fit: none.yaml: there is no such file."),
         (["--config=preset:dpp"], "There is no preset 'dpp'; did you mean 'preset:ddp'? Presets: bf16, cpu, ddp, "),
         (["-c=preset:bf16", "-c=preset:fp16"], "preset:bf16 and preset:fp16 contradict each other: precision is "),
         (["-c=preset:multi_node"], "preset multi_node is for processes that torchrun or srun starts, none found"),
@@ -86,25 +86,6 @@ def test_a_mistake_is_one_message_and_exit_code_2(args, message, run, capsys):
 def test_mistakes_leave_no_empty_folders(run):
     run("fit", "--trainer.strategy=dpp", code=2)
     assert not list(Path("runs").glob("*/*"))
-
-
-@pytest.mark.parametrize("text", ["model: {class_path: tests.cli.toy.ToyModel, init_args: {lrr: 1}}", "trainer: ["])
-def test_a_mistake_in_a_file_names_the_file(text, config, capsys):
-    Path("bad.yaml").write_text(text)
-    assert main(["fit", "-c", "bad.yaml"]) == 2
-    assert "bad.yaml: " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["fti"], "did you mean 'fit'?"),
-        ([], "one of fit, validate, test, predict, plan, plot-schedule, check-resume, export, audit, list."),
-    ],
-)
-def test_unknown_subcommand(args, message, capsys):
-    assert main(args) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_debug_raises_where_it_happened(config):

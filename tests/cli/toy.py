@@ -95,6 +95,15 @@ class Diverging(ToyModel):
         return super().training_step(batch, batch_idx) * (float("nan") if self.global_step >= 4 else 1)
 
 
+class Plateau(ToyModel):
+    """Its scheduler waits for a metric that is misspelt."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/los"}}
+
+
 class ToyData(LightningDataModule):
     """24 points in two classes.
 
