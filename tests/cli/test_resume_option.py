@@ -1,0 +1,83 @@
+"""``--resume``, the other spelling of ``--ckpt_path``, and ``auto``: the newest whole checkpoint and its W&B run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_tuning.cli import main
+from tests.helpers_wandb import run_id
+
+from .test_wandb_runs import WANDB, history, journal
+
+
+def step_of(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("option", [("--resume=last",), ("--resume", "last")])
+def test_two_spellings(option, run):
+    run("fit", "--run.test=false")
+    second = run("fit", "--run.test=false", "--trainer.max_epochs=3", *option)
+    assert step_of(second) == 9
+    assert min(step for _, step in journal(second)) == 6
+
+
+@pytest.mark.parametrize("args", [("--resume=last", "--ckpt_path=last"), ("--ckpt_path", "last", "--resume", "best")])
+def test_both_spellings_at_once_are_refused(args, run, capsys):
+    run("fit", *args, code=2)
+    assert capsys.readouterr().err == (
+        "lightning-tuning: --resume is another spelling of --ckpt_path: write one of them.\n"
+    )
+
+
+def test_a_missing_checkpoint(run, capsys):
+    run("fit", "--resume=none.ckpt", code=2)
+    assert capsys.readouterr().err == "lightning-tuning: ckpt_path is 'none.ckpt', but there is no none.ckpt.\n"
+
+
+def test_evaluations_take_it_too(run, summary):
+    trained, tested = run("fit"), run("test", "--resume=best")
+    assert summary(trained)["metrics"] == summary(tested)["metrics"]
+
+
+def test_auto_begins_and_goes_on_with_the_wandb_run(run, offline):
+    command = ("fit", *WANDB, "--run.test=false", "--resume=auto")
+    straight = journal(run("fit", "--run.test=false", "--run.name=straight", "--trainer.max_epochs=3"))
+    first = run(*command)
+    second = run(*command, "--trainer.max_epochs=3")
+    assert (step_of(first), step_of(second)) == (6, 9)
+    (path_1, values_1), (path_2, values_2) = history(first), history(second)
+    assert run_id(path_1) == run_id(path_2)
+    assert not values_1.keys() & values_2.keys()
+    assert values_1 | values_2 == pytest.approx(straight)
+
+
+@pytest.mark.slow
+def test_auto_passes_over_a_damaged_checkpoint(run, offline):
+    """``best.ckpt`` is the newest whole one; what W&B has of the steps behind it is not sent again."""
+    command = ("fit", *WANDB, "--run.test=false", "--resume=auto")
+    first = run(*command, "--run.monitor=val/loss", "--run.mode=max")  # the first epoch's is the largest
+    best = torch.load(first / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 3
+    last = first / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    with pytest.warns(
+        UserWarning, match=rf"{last} is no whole checkpoint: .*\. Going on from {first}/checkpoints/best"
+    ):
+        second = run(*command, "--run.monitor=val/loss", "--run.mode=max", "--trainer.max_epochs=3")
+    assert step_of(second) == 9
+    assert min(step for _, step in journal(second)) == 3
+    (path_1, values_1), (path_2, values_2) = history(first), history(second)
+    assert run_id(path_1) == run_id(path_2)
+    assert not values_1.keys() & values_2.keys()
+    assert {step for _, step in values_2} >= {6, 7, 8}
+
+
+def test_a_configuration_may_name_the_checkpoint(run, config):
+    run("fit", "--run.test=false")
+    Path("more.yaml").write_text("{ckpt_path: last, trainer: {max_epochs: 3}}")
+    assert main(["fit", "-c", config, "-c", "more.yaml", "--run.test=false"]) == 0
+    assert step_of(max(Path("runs/toy").iterdir())) == 9
