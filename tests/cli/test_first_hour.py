@@ -14,7 +14,7 @@ import yaml
 from lightning_tuning.__main__ import main as entry_point
 from lightning_tuning.cli import main
 
-from .test_process import command
+from .test_process import assert_no_noise, command
 
 FIT = ("fit", "-c", "config.yaml", "-c", "preset:cpu")
 CURVES = "curves             {folder}/curves.png"
@@ -159,4 +159,5 @@ def test_the_first_example_of_the_help_runs(tmp_path, monkeypatch):
     done = command(*example.split())
     assert done.returncode == 0, done.stderr
     (folder,) = folders()
-    assert done.stdout.splitlines()[-1] == f"curves           {folder}/curves.png"
+    assert done.stdout.splitlines()[-1].split() == ["curves", f"{folder}/curves.png"]
+    assert_no_noise(done)
