@@ -51,10 +51,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; default: those of the process.
 
     Returns:
-        The exit code: 0 done, 1 ``audit`` found errors in the data or ``check-resume`` a
-        difference, 2 the user can mend it (one message, no traceback
-        unless ``--debug``), 3 a guard stopped the training (likewise), 130 Ctrl-C, 143 SIGTERM. Any other error is
-        raised, so that it leaves its traceback and the code 1.
+        The exit code: 0 done, 1 ``audit`` found errors in the data or ``check-resume`` a difference, 2 the user can
+        mend it (one message, no traceback unless ``--debug``), 3 a guard stopped the training (likewise), 130 Ctrl-C,
+        143 SIGTERM. Any other error is raised, so that it leaves its traceback and the code 1.
     """
     args = list(sys.argv[1:] if args is None else args)
     if (code := answer(args)) is not None:

@@ -17,7 +17,7 @@ COMMANDS = {
     "plan": "Print what the techniques of a configuration will do in each step, without training.",
     "plot-schedule": "Draw the schedules of a configuration, without training.",
     "check-resume": "Train a few steps, stop at several moments, resume: tell whether the runs are equal bit for bit.",
-    "export": "Write the weights of a checkpoint as a safetensors file with JSON metadata.",
+    "export": "Write the weights of a checkpoint as safetensors with JSON metadata, or the network as a program.",
     "audit": "Read every sample of a configuration once and report what is wrong with the data.",
     "list": "Print the techniques, callbacks and presets there are.",
 }

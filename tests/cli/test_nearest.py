@@ -33,7 +33,7 @@ ONLY = "model: write class_path: CLASS and below init_args its arguments, and no
             ["--trainer.logger=WandbLoger"],
             f"trainer.logger: there is no class 'WandbLoger'; did you mean 'WandbLogger'? {CLASS}WandbLoger",
         ),
-        (["--trainer.logger=csv"], f"trainer.logger: there is no class 'csv'; did you mean 'CSVLogger'? {CLASS}csv"),
+        (["--trainer.logger=Csv"], f"trainer.logger: there is no class 'Csv'; did you mean 'CSVLogger'? {CLASS}Csv"),
         (
             ["--trainer.callbacks+=weight_ema"],
             f"trainer.callbacks: there is no class 'weight_ema'; did you mean 'WeightEMA'? {CLASS}weight_ema",

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,10 +58,3 @@ def test_callbacks_that_change_something_have_a_row():
         ("gradient",),
         ("on_after_backward",),
     )
-
-
-def test_help_of_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_tuning", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "plan " in done.stdout
