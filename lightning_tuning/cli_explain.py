@@ -37,8 +37,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
     text = _first_alternative(message)
     place = re.match(r'Parser key "([\w.]+)"', message)
     key = f"{place[1]}: " if place else ""
-    if re.search(r"File does not exist: ", text) and (config := getattr(parser, "config_in_use", None)):
+    if (config := getattr(parser, "config_in_use", None)) and "File does not exist: " in text:
         return f"there is no such file{nearest_config(str(config))}"
+    if config and text.startswith("Unexpected config:"):
+        return "it must hold keys with their values, e.g. trainer: {max_epochs: 3}"
     if unknown := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
         # Where no class is found, jsonargparse reports on the base class.
         of_base = unknown[1].rpartition(".")[2] in {place.__name__ for place in PLACES}
@@ -58,7 +60,14 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if unknown := re.search(r"does not accept option '([\w.]+)'|unrecognized arguments: -*([\w.]+)", message):
         return nearest_option(unknown[1] or unknown[2], parser)
     if unknown := re.search(r"No module named '([\w.]+)'\n?.*?Given value: ([\w.]+)$", message, re.S | re.M):
-        return f"{key}there is no module {unknown[1]!r}, of {unknown[2]!r}{nearest_module(unknown[1])}"
+        if unknown[2].startswith(f"{unknown[1]}."):
+            return f"{key}there is no module {unknown[1]!r}, of {unknown[2]!r}{nearest_module(unknown[1])}"
+        return f"{key}{unknown[2]} cannot be imported: there is no module {unknown[1]!r}."
+    broken = re.search(
+        r"Expected a path but ([^\W\d]\w*(?:\.\w+)+) .*?Errors:\n\s*- ([^\n]*)\n.*Given value: \1$", message, re.S
+    )
+    if broken and (module := broken[1].rpartition(".")[0]) not in sys.modules:
+        return f"{key}{broken[1]} cannot be imported: {broken[2]}; `python -c 'import {module}'` shows where"
     if unknown := re.search(r"Expected a dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", text):
         name = unknown[1] or unknown[2]
         hint = nearest_class(name)

@@ -74,7 +74,9 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, (MisconfigurationException, RuntimeError)) and (missing := _missing_metric(message)):
         return missing
     if isinstance(error, MisconfigurationException):
-        return message
+        if message.startswith("`train_dataloader` must be implemented"):
+            return "There are no training data. Write --data=CLASS, e.g. --data=DigitsDataModule"
+        return f"{message} Write --config=preset:cpu" if message == "No supported gpu backend found!" else message
     if not isinstance(error, RuntimeError):
         return None
     if twice := re.match("Found more than one stateful callback of type `(.+?)`", message):

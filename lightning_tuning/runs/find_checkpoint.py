@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_tuning.checkpoint_file import damage, local_path, read_checkpoint
-from lightning_tuning.errors import CheckpointError, InvalidValueError
+from lightning_tuning.errors import CheckpointError, InvalidValueError, did_you_mean
 
 from .config import RunConfig
 
@@ -46,7 +46,10 @@ def find_checkpoint(given: str | Path | None, run: RunConfig) -> Path | str | No
     else:
         path, wanted = Path(given), str(given)
     if path is None or not path.exists():
-        raise InvalidValueError(f"ckpt_path is {str(given)!r}, but there is no {wanted}.")
+        meant = "." if given == "best" else did_you_mean(given, ("last", "best", "auto"))
+        raise InvalidValueError(f"ckpt_path is {str(given)!r}, but there is no {wanted}{meant}")
+    if (last := path / "checkpoints" / "last.ckpt").is_file():
+        raise InvalidValueError(f"ckpt_path is {str(given)!r}, the folder of a run; did you mean {str(last)!r}?")
     if reason := damage(path):
         others = [other for other in _others(path) if damage(other) is None]
         hint = f" A whole one is {others[0]}." if others else ""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_tuning.errors import InvalidValueError
+
 _VARIABLE = "LIGHTNING_TUNING_RUN_FOLDER"
 
 
@@ -22,9 +24,15 @@ def new_run_folder(root: str | Path, name: str, suffix: str = "", now: datetime 
         name: Folder of this experiment's runs.
         suffix: Text after the time, e.g. ``-test``.
         now: The time; default: the clock's.
+
+    Raises:
+        InvalidValueError: No folder can be made there.
     """
     parent = Path(root, name)
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidValueError(f"run.dir is {str(root)!r}, where no folder can be made: {error.strerror}.") from error
     stem = f"{now or datetime.now():%Y%m%d-%H%M%S}{suffix}"
     folder, number = parent / stem, 1
     while not _make(folder):

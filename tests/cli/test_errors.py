@@ -66,6 +66,15 @@ MODEL = "--model=tests.cli.toy."
         (["--run.name=a/b"], "run.name is 'a/b'; it must be the name of one folder."),
         (["--run.monitor=val/acuracy"], "'val/acuracy'"),
         (["--ckpt_path=none.ckpt"], "ckpt_path is 'none.ckpt', but there is no none.ckpt."),
+        (["--ckpt_path=lst"], "ckpt_path is 'lst', but there is no lst; did you mean 'last'?"),
+        (
+            ["--run.dir=recipes/toy/config.yaml"],
+            "run.dir is 'recipes/toy/config.yaml', where no folder can be made: Not a directory.",
+        ),
+        (
+            ["--data=null"],
+            "lightning-tuning: There are no training data. Write --data=CLASS, e.g. --data=DigitsDataModule",
+        ),
         (["--ckpt_path=last"], "but there is no runs/toy/*/checkpoints/last.ckpt."),
         (["--trainer.default_root_dir=here"], "Write --run.dir=here"),
         (

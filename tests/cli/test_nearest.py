@@ -47,11 +47,21 @@ ONLY = "model: write class_path: CLASS and below init_args its arguments, and no
             ["--model=my_modul.A"],
             "model: there is no module 'my_modul', of 'my_modul.A'; did you mean 'my_module'?",
         ),
+        (["--model=imports.Net"], "model: imports.Net cannot be imported: there is no module 'nothing_here'."),
+        (
+            ["--model=raises.Net"],
+            "model: raises.Net cannot be imported: division by zero; `python -c 'import raises'` shows",
+        ),
+        (["--model=tests.cli.toy.Nett"], f"model: there is no class 'Nett'. {CLASS}Nett"),
+        (["--config=empty.yaml"], "empty.yaml: it must hold keys with their values, e.g. trainer: {max_epochs: 3}"),
     ],
 )
-def test_options(args, message, config, capsys):
-    Path("config.yml").touch()
-    Path("my_module.py").touch()
+def test_options(args, message, config, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(Path.cwd())
+    for name in ("config.yml", "empty.yaml", "my_module.py"):
+        Path(name).touch()
+    Path("imports.py").write_text("import nothing_here")
+    Path("raises.py").write_text("1 / 0")
     assert main(["fit", f"--config={config}", *args]) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -36,6 +36,14 @@ def test_a_missing_checkpoint(run, capsys):
     assert capsys.readouterr().err == "lightning-tuning: ckpt_path is 'none.ckpt', but there is no none.ckpt.\n"
 
 
+def test_the_folder_of_a_run_is_no_checkpoint(run, capsys):
+    folder = run("fit", "--run.test=false")
+    run("fit", f"--resume={folder}", code=2)
+    assert capsys.readouterr().err.endswith(
+        f"ckpt_path is '{folder}', the folder of a run; did you mean '{folder}/checkpoints/last.ckpt'?\n"
+    )
+
+
 def test_evaluations_take_it_too(run, summary):
     trained, tested = run("fit"), run("test", "--resume=best")
     assert summary(trained)["metrics"] == summary(tested)["metrics"]
