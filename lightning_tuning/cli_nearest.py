@@ -26,15 +26,15 @@ def nearest_option(name: str, parser: ArgumentParser) -> str:
         name: The option without its dashes, or a key of a configuration with its parents.
         parser: The parser of the subcommand.
     """
-    flags = (flag.removeprefix("--").removesuffix("+") for flag in parser._option_string_actions)
-    options = [option for option in flags if not option.endswith((".help", "-"))]
+    flags = [flag for flag in parser._option_string_actions if flag.startswith("--") and not flag.endswith(".help")]
+    options = [flag.removeprefix("--").removesuffix("+") for flag in flags]
     group, _, last = name.rpartition(".")
     siblings = {leaf: option for option in options for parent, _, leaf in [option.rpartition(".")] if parent == group}
     # Of an option without a group the group may be what is missing.
     leaves = siblings if group else {option.rpartition(".")[2]: option for option in options} | siblings
     if close := difflib.get_close_matches(last, leaves, n=1, cutoff=0.6 if group else 0.8):
         hint = f"; did you mean {leaves[close[0]]!r}?"
-    elif name.partition(":")[0] == PREFIX.rstrip(":"):
+    elif f"{name}:" == PREFIX:
         hint = f". A preset is written --config={PREFIX}NAME"
     elif group:
         hint = did_you_mean(name, options, 0.8)

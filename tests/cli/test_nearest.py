@@ -52,7 +52,7 @@ ONLY = "model: write class_path: CLASS and below init_args its arguments, and no
             ["--model=raises.Net"],
             "model: raises.Net cannot be imported: division by zero; `python -c 'import raises'` shows",
         ),
-        (["--model=tests.cli.toy.Nett"], f"model: there is no class 'Nett'. {CLASS}Nett"),
+        (["--model=tests.cli.toy.Zzz"], f"model: there is no class 'Zzz'. {CLASS}Zzz"),
         (["--config=empty.yaml"], "empty.yaml: it must hold keys with their values, e.g. trainer: {max_epochs: 3}"),
     ],
 )
