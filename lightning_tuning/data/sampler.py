@@ -120,8 +120,8 @@ class EvalSampler(DistributedSampler, SequentialSampler):
 
     PyTorch's own distributed sampler repeats samples until the ranks have equally many, and metrics count those twice.
     Here the ranks' shares differ by one sample at most, and all have the same number of batches: DDP communicates in
-    each of them. Use it with ``DataLoader(batch_size=None)``. It is a ``DistributedSampler`` and a
-    ``SequentialSampler`` so that the Trainer keeps it, with ``overfit_batches`` too.
+    each of them. So with ``batch_size=1`` a batch of a larger share has two. Use it with ``DataLoader(batch_size=None)``.
+    It is a ``DistributedSampler`` and a ``SequentialSampler`` so that the Trainer keeps it, with ``overfit_batches`` too.
 
     Args:
         size: Number of samples, at least ``num_replicas``.
@@ -139,12 +139,12 @@ class EvalSampler(DistributedSampler, SequentialSampler):
     def __init__(self, size: int, batch_size: int, num_replicas: int = 1, rank: int = 0) -> None:
         positions: Any = range(size)
         super().__init__(positions, num_replicas=num_replicas, rank=rank, shuffle=False)
-        largest_share = -(-size // num_replicas)
-        self.batches = -(-largest_share // batch_size)
+        smallest_share, largest_share = size // num_replicas, -(-size // num_replicas)
+        self.batches = min(-(-largest_share // batch_size), max(smallest_share, 1))
 
     def __iter__(self) -> Iterator[np.ndarray]:  # type: ignore[override]
         share = np.arange(len(self.dataset))[self.rank :: self.num_replicas]  # type: ignore[arg-type]
-        if len(share) < self.batches:  # batches of one sample, or fewer samples than ranks: no batch may be empty
+        if not len(share):  # fewer samples than ranks: no batch may be empty
             share = np.append(share, len(self.dataset) - 1)  # type: ignore[arg-type]
         return iter(np.array_split(share, self.batches))
 
