@@ -96,9 +96,9 @@ def make_parts(
         _check_groups({"train": groups[rest], "val": groups[val], "test": groups[test]})
     drawn = {}
     if not len(test):
-        drawn["test_size"] = _number(test_size, len(rest))
+        drawn["test_size"] = _number("test_size", test_size, len(rest))
     if not len(val) and fold is None:
-        drawn["val_size"] = _number(val_size, len(rest))
+        drawn["val_size"] = _number("val_size", val_size, len(rest))
     _check_room(drawn, len(rest), least)
     if len(test):
         test = _some_of(test, labels, test_size, seed, "test_size")
@@ -117,10 +117,16 @@ def make_parts(
     return Parts(test, val, np.sort(np.concatenate([train, unlabeled])))
 
 
-def _number(size: Size, of: int) -> int:
+def _number(name: str, size: Size, of: int) -> int:
     """A size as a number of samples."""
-    size = DEFAULT_SHARE if size is None else size
-    return round(size * of) if isinstance(size, float) else int(size)
+    share = DEFAULT_SHARE if size is None else size
+    number = round(share * of) if isinstance(share, float) else int(share)
+    if isinstance(size, float) and not number:
+        raise InvalidValueError(
+            f"{name} is {size}, which is none of {of} samples. Write a larger share, a number of samples, or 0 for no "
+            "such part."
+        )
+    return number
 
 
 def _check_room(sizes: dict[str, int], available: int, least: int) -> None:
@@ -137,7 +143,7 @@ def _check_room(sizes: dict[str, int], available: int, least: int) -> None:
 
 def _some_of(pool: np.ndarray, labels: np.ndarray, size: Size, seed: int, name: str) -> np.ndarray:
     """As many samples of a given part as are wanted."""
-    wanted = len(pool) if size is None else _number(size, len(pool))
+    wanted = len(pool) if size is None else _number(name, size, len(pool))
     if wanted > len(pool):
         raise InvalidValueError(f"{name} is {size}, but the part that the data give has {len(pool)} samples.")
     return _split(pool, labels, [wanted], seed, None)[0]

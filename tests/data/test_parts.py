@@ -42,6 +42,17 @@ def test_numbers_and_shares(val_size, test_size, expected):
         assert counts.max() - counts.min() <= 2
 
 
+@pytest.mark.parametrize("given", [np.full(200, "train"), GIVEN])
+def test_a_share_of_less_than_one_sample_is_refused(given):
+    """The validation part would be empty, and nobody would be told."""
+    what = "which is none of (120|200|50) samples. Write a larger share, a number of samples, or 0 for no such part"
+    with pytest.raises(InvalidValueError, match=f"^val_size is 0.002, {what}"):
+        make_parts(LABELS, 0.002, 0, seed=3, given=given)
+    with pytest.raises(InvalidValueError, match="^test_size is 0.001, which is none of 200 samples"):
+        make_parts(LABELS, 0.1, 0.001, seed=3)
+    assert len(make_parts(LABELS, 0.003, 0, seed=3).val) == 1
+
+
 def test_they_are_those_of_one_split_as_ever():
     test, val, train = stratified_split(LABELS, [30, 20], 5)
     parts = make_parts(LABELS, 20, 30, seed=5)
