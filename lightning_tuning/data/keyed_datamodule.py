@@ -22,7 +22,7 @@ from lightning_tuning.data.loader import KeyedLoader, quiet_opencv
 from lightning_tuning.data.parts import Parts, as_size, make_parts
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Stream
 from lightning_tuning.data.split_manifest import Split, load_split
-from lightning_tuning.data.split_record import check_split, digests, record_split
+from lightning_tuning.data.split_record import check_split, check_usable, digests, record_split
 from lightning_tuning.data.weighted_order import balanced_weights
 from lightning_tuning.data.workers import worker_count
 from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
@@ -192,6 +192,7 @@ class KeyedDataModule(LightningDataModule, ABC):
             self.labeled_indices = self._with_label()
         else:
             split = load_split(self.split_file, self.keys)
+            check_usable(self.split_file, self.keys, split, self.known, self.groups, bool(self.num_labels))
             self.train_indices, self.val_indices, self.test_indices, kept = split
             self.labeled_indices = self._with_label() if self.num_labels else kept[self.known[kept]]
         self.unlabeled_indices = self.train_indices

@@ -86,7 +86,7 @@ def load_split(path: str | Path, keys: Sequence[str]) -> Split:
         "missing in the data": [key for key in rows if key not in known],
         "new in the data": [key for key in keys if key not in rows],
     }
-    faults = [f"{_named(names)} {what}" for what, names in found.items() if names]
+    faults = [f"{named(names)} {what}" for what, names in found.items() if names]
     if faults:
         raise InvalidValueError(
             f"{path} is the split of other data: {'; '.join(faults)}. Bring back the data it was made of, or write a "
@@ -130,14 +130,14 @@ def _rows(keys: Sequence[str], split: Split) -> dict[str, tuple[str, str]]:
         if len(taken):
             names = [keys[index] for index in taken]
             raise InvalidValueError(
-                f"{_named(names)} would be in {parts[taken[0]]} and in {part}; parts must not overlap."
+                f"{named(names)} would be in {parts[taken[0]]} and in {part}; parts must not overlap."
             )
         parts[indices] = part
     _check_indices("labeled", split.labeled, len(keys))
     astray = [keys[index] for index in split.labeled if parts[index] != "train"]
     if astray:
         raise InvalidValueError(
-            f"{_named(astray)} would keep a label outside the training part; leave it out of labeled."
+            f"{named(astray)} would keep a label outside the training part; leave it out of labeled."
         )
     kept = np.isin(parts, ["val", "test"])
     kept[split.labeled] = True
@@ -191,7 +191,7 @@ def _check_same(path: Path, old: dict[str, tuple[str, str]], new: dict[str, tupl
             key for key in new if key in old and old[key][0] == new[key][0] and old[key] != new[key]
         ],
     }
-    faults = [f"{_named(names)} {what}" for what, names in found.items() if names]
+    faults = [f"{named(names)} {what}" for what, names in found.items() if names]
     if faults:
         raise InvalidValueError(
             f"{path} holds another split: {'; '.join(faults)}. It is not overwritten: load it, or write elsewhere."
@@ -203,16 +203,16 @@ def _unique(whose: str, keys: Iterable[str]) -> list[str]:
     keys = list(keys)
     twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice or "" in keys:
-        fault = f"{_named(twice, 'key')} more than once" if twice else "an empty key"
+        fault = f"{named(twice, 'key')} more than once" if twice else "an empty key"
         raise InvalidValueError(f"{whose} has {fault}; each sample needs one of its own.")
     return keys
 
 
-def _named(keys: Sequence[str], noun: str = "sample") -> str:
+def named(keys: Sequence[str], noun: str = "sample") -> str:
     """How many they are, and the first three.
 
     Example:
-        >>> _named(["a", "b", "c", "d", "e"])
+        >>> named(["a", "b", "c", "d", "e"])
         "5 samples ('a', 'b', 'c', ...)"
     """
     some = ", ".join(map(repr, keys[:3])) + (", ..." if len(keys) > 3 else "")

@@ -13,7 +13,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_tuning.data.split_manifest import Split, save_split
+from lightning_tuning.data.split_manifest import Split, named, save_split
 from lightning_tuning.errors import InvalidValueError
 
 
@@ -38,6 +38,44 @@ def digests(keys: Iterable[str], split: Split) -> dict[str, str]:
     parts = b"".join(blake2b(np.asarray(indices, dtype=np.int64).tobytes()).digest() for indices in split)
     names = "\0".join(keys).encode("utf-8", "surrogateescape")
     return {"samples": blake2b(names, digest_size=16).hexdigest(), "parts": blake2b(parts, digest_size=16).hexdigest()}
+
+
+def check_usable(
+    path: str, keys: Sequence[str], split: Split, known: np.ndarray, groups: np.ndarray | None, chooses: bool
+) -> None:
+    """Refuse parts of a file, which may have been edited, that cannot be trained on or measured.
+
+    Args:
+        path: The file, for messages.
+        keys: Name of each sample, ``[N]``.
+        split: The parts.
+        known: Which samples have a label, bool ``[N]``.
+        groups: What each sample belongs to, ``[N]``. None: it is its own.
+        chooses: Whether the labels that are kept are chosen anew.
+
+    Raises:
+        InvalidValueError: No sample is trained on with its label, one without a label is to be measured, or a group is
+            in two parts.
+    """
+    held_out = np.sort(np.concatenate([split.val, split.test]))
+    unknown = [keys[index] for index in held_out[~known[held_out]].tolist()]
+    if unknown:
+        raise InvalidValueError(
+            f"{path}: {named(unknown)} without a label in val or test, where nothing can be measured by it. Write "
+            f"train or unused for {'it' if len(unknown) == 1 else 'them'}."
+        )
+    if not known[split.train].any():
+        raise InvalidValueError(f"{path}: no sample of train has a label. Write train for some that have one.")
+    if not chooses and not known[split.labeled].any():
+        raise InvalidValueError(f"{path}: no sample of train keeps its label. Write yes for some, or give num_labels.")
+    part_of: dict[object, str] = {}
+    for part, indices in zip(("train", "val", "test"), split[:3], strict=True):
+        for group in [] if groups is None else np.unique(groups[indices]).tolist():
+            if part_of.setdefault(group, part) != part:
+                raise InvalidValueError(
+                    f"{path}: the group {group!r} is in {part_of[group]} and in {part}, and no group may be in two "
+                    "parts. Correct the file, or leave group out."
+                )
 
 
 def check_split(saved: Mapping[str, Any], ours: Mapping[str, str], resumes: bool) -> None:

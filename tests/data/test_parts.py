@@ -48,7 +48,7 @@ def test_a_share_of_less_than_one_sample_is_refused(given):
     what = "which is none of (120|200|50) samples. Write a larger share, a number of samples, or 0 for no such part"
     with pytest.raises(InvalidValueError, match=f"^val_size is 0.002, {what}"):
         make_parts(LABELS, 0.002, 0, seed=3, given=given)
-    with pytest.raises(InvalidValueError, match="^test_size is 0.001, which is none of 200 samples"):
+    with pytest.raises(InvalidValueError, match=r"^test_size is 0.001, which is none of 200 samples"):
         make_parts(LABELS, 0.1, 0.001, seed=3)
     assert len(make_parts(LABELS, 0.003, 0, seed=3).val) == 1
 

@@ -1,6 +1,7 @@
 """What a run remembers of its split, and what it refuses because of that."""
 
 import csv
+import re
 import subprocess
 import sys
 import warnings
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_tuning.data import DigitsDataModule, ImageFolderDataModule, load_split
-from lightning_tuning.data.split_manifest import Split
+from lightning_tuning.data.split_manifest import Split, save_split
 from lightning_tuning.data.split_record import record_split
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.runs.journal import JournalLogger
@@ -141,6 +142,60 @@ def checkpoint(animals, tmp_path):
     )
     assert runs.global_step == 3
     return tmp_path / "kept" / "one.ckpt"
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """Edits the split of cats, dogs and two images without a class; the datamodule of it."""
+    animals = write_folder(tmp_path / "animals", {"cats": range(4), "dogs": range(4, 8), "unlabeled": [8, 9]})
+    data = folder_data(animals, val_size=2, test_size=2)
+    data.setup()
+    path = tmp_path / "split.csv"
+    save_split(path, data.keys, data._parts)
+
+    def edit(old, new, **kwargs):
+        path.write_text(re.sub(old, new, path.read_text()))
+        return folder_data(animals, split_file=str(path), **kwargs)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "(unlabeled/008.png),train,no",
+            r"\1,val,yes",
+            r"1 sample \('unlabeled/008.png'\) without a label in val or test, where nothing can be measured by it. "
+            "Write train or unused for it.",
+        ),
+        ("train,yes", "train,no", "no sample of train keeps its label. Write yes for some, or give num_labels."),
+        (
+            "(cats|dogs)(.*),train,yes",
+            r"\1\2,val,yes",
+            "no sample of train has a label. Write train for some that have",
+        ),
+    ],
+)
+def test_parts_that_were_edited(edited, old, new, message):
+    with pytest.raises(InvalidValueError, match=rf"split.csv: {message}"):
+        edited(old, new).setup()
+
+
+def test_a_group_that_was_edited_into_two_parts(edited):
+    data = edited("no such text", "", group="(cats|dogs|unlabeled)")
+    with pytest.raises(InvalidValueError, match="the group '(cats|dogs)' is in (train|val) and in (val|test)"):
+        data.setup()
+    edited("cats(.*),.*,.*", r"cats\1,train,yes")
+    alone = edited("dogs(.*),.*,.*", r"dogs\1,val,yes", group="(cats|dogs|unlabeled)")
+    alone.setup()
+    assert [len(part) for part in (alone.train_indices, alone.val_indices, alone.labeled_indices)] == [6, 4, 4]
+
+
+def test_labels_are_chosen_where_the_file_keeps_none(edited):
+    data = edited("train,yes", "train,no", num_labels=2)
+    data.setup()
+    assert len(data.labeled_indices) == 2
 
 
 PARTS = "val_size, test_size, split_seed, fold, num_labels or split_file"
