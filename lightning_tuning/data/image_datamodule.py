@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
@@ -85,6 +86,7 @@ class ImageDataModule(KeyedDataModule, ABC):
         check_count("image_size", image_size, 4)
         self._sizes = None if progressive is None else ImageSizeSchedule(progressive, "progressive")
         given = {"augment": augment, "weak_transforms": weak_transforms, "strong_transforms": strong_transforms}
+        _check_kinds(given)
         for argument, name in given.items():
             if isinstance(name, str) and named_device_augment(name, flip, argument) is None:
                 named_transforms(name, image_size, argument=argument)
@@ -105,11 +107,23 @@ class ImageDataModule(KeyedDataModule, ABC):
         return self.samples
 
     def setup(self, stage: str | None = None) -> None:
+        if self.trainer is not None and stage == "fit":
+            self._tell_of_unused()
         super().setup(stage)
         if self._sizes is not None and self._sizes.sizes[-1] != self.image_size:
             raise InvalidValueError(
                 f"progressive is {self.progressive!r}, but image_size is {self.image_size}; it must end with that size."
             )
+
+    def _tell_of_unused(self) -> None:
+        """Tell of transforms that no batch will show."""
+        used = {self.augment, *(name.split("_")[0] for name in self._views if self.unlabeled_batch_size)}
+        for name in ("weak", "strong"):
+            if name not in used and self._transforms[name] != name:
+                rank_zero_warn(
+                    f"{name}_transforms is given, but nothing uses it: augment is {self.augment!r}, and there is no "
+                    f"unlabelled view {name!r}. Write augment={name!r} for the labelled images."
+                )
 
     def prepare_views(self) -> None:
         self._prepare_pipelines()
@@ -209,3 +223,15 @@ class ImageDataModule(KeyedDataModule, ABC):
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
         # The Trainer's own conversion, as for precision "64-true", came before the transfer.
         return x if self.trainer is None else self.trainer.precision_plugin.convert_input(x)
+
+
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    """Whether ``augment`` is a name, and the others are names or lists."""
+    if not isinstance(given["augment"], str):
+        raise InvalidValueError(
+            f"augment is {given['augment']!r}; it must be a name, such as 'none' or 'weak'. Write a list of transforms "
+            "as weak_transforms, which augment='weak' uses."
+        )
+    for argument, value in given.items():
+        if value is not None and not isinstance(value, (str, Sequence, A.BaseCompose)):
+            raise InvalidValueError(f"{argument} is {value!r}; it must be a name or a list of transforms: write [...].")

@@ -121,8 +121,8 @@ class EvalSampler(DistributedSampler, SequentialSampler):
     PyTorch's own distributed sampler repeats samples until the ranks have equally many, and metrics count those twice.
     Here the ranks' shares differ by one sample at most, and all have the same number of batches: DDP communicates in
     each of them. So with ``batch_size=1`` a batch of a larger share has two. Use it with
-    ``DataLoader(batch_size=None)``. It is a ``DistributedSampler`` and a ``SequentialSampler`` so that the Trainer keeps
-    it, with ``overfit_batches`` too.
+    ``DataLoader(batch_size=None)``. It is a ``DistributedSampler`` and a ``SequentialSampler`` so that the Trainer
+    keeps it, with ``overfit_batches`` too.
 
     Args:
         size: Number of samples, at least ``num_replicas``.

@@ -184,7 +184,7 @@ def test_parts_that_were_edited(edited, old, new, message):
 
 def test_a_group_that_was_edited_into_two_parts(edited):
     data = edited("no such text", "", group="(cats|dogs|unlabeled)")
-    with pytest.raises(InvalidValueError, match="the group '(cats|dogs)' is in (train|val) and in (val|test)"):
+    with pytest.raises(InvalidValueError, match=r"the group '(cats|dogs)' is in (train|val) and in (val|test)"):
         data.setup()
     edited("cats(.*),.*,.*", r"cats\1,train,yes")
     alone = edited("dogs(.*),.*,.*", r"dogs\1,val,yes", group="(cats|dogs|unlabeled)")
