@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_tuning.data.bad_samples import BadSamples
+from lightning_tuning.data.decode import MAX_PIXELS
 from lightning_tuning.data.image_datamodule import ImageDataModule
 from lightning_tuning.data.image_files import MaskedImages
 from lightning_tuning.data.image_statistics import fitted
@@ -16,7 +17,7 @@ from lightning_tuning.data.normalize import Normalize
 from lightning_tuning.data.pipeline import Transform
 from lightning_tuning.data.pixel_cache import PixelCache
 from lightning_tuning.data.transforms import RESIZES, evaluation_transforms
-from lightning_tuning.errors import InvalidValueError, check_choice, check_range
+from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
 
 
 class EncodedImageDataModule(ImageDataModule, ABC):
@@ -39,6 +40,8 @@ class EncodedImageDataModule(ImageDataModule, ABC):
         std: Standard deviation of each channel, above 0, with `mean`.
         cache: Where decoded images are kept, so that each is decoded once: 'ram', memory that the worker processes
             share, or a folder, for later runs too. Masks are not kept. None: nowhere.
+        max_pixels: The largest height times width that is decoded, at least 1. A larger image counts as bad: a PNG of
+            32 kilobytes can be one that takes all memory.
         val_size: Validation images: a number or a share, in (0, 1). None: all that the data give, or else a tenth.
         test_size: Test images, likewise.
         **kwargs: See :class:`ImageDataModule`.
@@ -58,6 +61,7 @@ class EncodedImageDataModule(ImageDataModule, ABC):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         cache: str | None = None,
+        max_pixels: int = MAX_PIXELS,
         val_size: int | float | None = None,
         test_size: int | float | None = None,
         **kwargs: Any,
@@ -68,12 +72,16 @@ class EncodedImageDataModule(ImageDataModule, ABC):
         if in_channels not in (1, 3):
             raise InvalidValueError(f"in_channels is {in_channels!r}; it must be 3 (colour) or 1 (grey).")
         _check_statistics(mean, std, in_channels)
+        check_count("max_pixels", max_pixels, 1)
+        if isinstance(cache, str) and cache != "ram" and cache.lower() == "ram":
+            raise InvalidValueError(f"cache is {cache!r}; write 'ram', or './{cache}' for a folder of that name.")
         self.in_channels = in_channels
         self.resize = resize
         self.on_bad_sample = on_bad_sample
         self.mean = mean
         self.std = std
         self.cache = cache
+        self.max_pixels = max_pixels
         self._cached: tuple[str, PixelCache] | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -97,7 +105,7 @@ class EncodedImageDataModule(ImageDataModule, ABC):
     def fit_normalize(self) -> Normalize:
         if self.mean is not None and self.std is not None:
             return Normalize(self.mean, self.std)
-        purpose = f"{self.image_size} {self.in_channels} {self.resize}"
+        purpose = f"{self.image_size} {self.in_channels} {self.resize} {self.max_pixels}"
         return fitted(self.train_indices, self.split_seed, self._plain, self._identity, purpose)
 
     def _plain(self, index: int) -> np.ndarray:

@@ -99,7 +99,7 @@ class HuggingFaceDataModule(EncodedImageDataModule):
         self.num_classes = len(self.class_names)
         self._check_known(labels, parts)
         images = {f"{self.path}/{split}": self._images(library, table) for split, table in tables.items()}
-        return HuggingFaceImages(images, self.image, self.in_channels), labels
+        return HuggingFaceImages(images, self.image, self.in_channels, self.max_pixels), labels
 
     @property
     def _columns(self) -> list[str]:

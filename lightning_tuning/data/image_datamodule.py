@@ -51,9 +51,9 @@ class ImageDataModule(KeyedDataModule, ABC):
         strong_transforms: The same for the 'strong' ones.
         unlabeled_views: Views of each unlabelled image, with spaces between: 'weak', 'strong', and further ones with
             their own random numbers, 'weak_2', 'strong_2', ... up to 'weak_8', 'strong_8'.
-        progressive: Image sizes of training that grow in the course of the run, such as '16 -> 32 over 60%', 'by' a
-            step of 32 unless it says '16 -> 32 over 60% by 8'. The last is `image_size`. Batches are resized on the
-            device, and each epoch has one size. None: all images are `image_size`.
+        progressive: Image sizes of training that grow in the course of the run, such as '128 -> 224 over 60%', by a
+            step of 32 unless it says another, as '16 -> 32 over 60% by 8'. The last is `image_size`. Batches are
+            resized on the device, and each epoch has one size. None: all images are `image_size`.
         **kwargs: See :class:`KeyedDataModule`.
 
     Attributes:

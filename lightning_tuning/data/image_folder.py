@@ -96,7 +96,7 @@ class ImageFolderDataModule(EncodedImageDataModule):
         self.given_parts = np.array(parts) if given else None
         self.keys = [path.relative_to(root).as_posix() for path in files]
         self.groups = self._groups(self.keys)
-        return ImageFiles(files, self.in_channels), labels
+        return ImageFiles(files, self.in_channels, self.max_pixels), labels
 
     def _groups(self, keys: Sequence[str]) -> np.ndarray | None:
         if self._group is None:

@@ -103,7 +103,7 @@ class ImageTableDataModule(EncodedImageDataModule):
         self.keys = self._keys(root, paths)
         self.groups = np.array(table[self.group]) if self.group else None
         self.given_parts = self._parts_of(table[self.part]) if self.part else None
-        images = ImageFiles(paths, self.in_channels)
+        images = ImageFiles(paths, self.in_channels, self.max_pixels)
         if self.mask:
             self.class_names = tuple(self.classes or ())
             self.num_classes = len(self.class_names)

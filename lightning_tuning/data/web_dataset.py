@@ -83,7 +83,7 @@ class WebDatasetDataModule(EncodedImageDataModule):
         columns = {name: table.fields[name] for name in self.target}
         labels, self.class_names = read_targets(columns, self.task, self.path)
         self.num_classes = len(self.class_names)
-        return TarImages(shards, table.places, table.names, self.in_channels), labels
+        return TarImages(shards, table.places, table.names, self.in_channels, self.max_pixels), labels
 
     def _index(self, shards: Sequence[str]) -> TarTable:
         """What the tar files hold, which is read again if one of them changes."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from lightning_tuning.data import ImageFiles, ImageFolderDataModule, ImageTableDataModule
+from lightning_tuning.errors import InvalidValueError
 
 SETTINGS = {"image_size": 8, "batch_size": 4, "num_workers": 0, "val_size": 4, "test_size": 4, "seed": 1}
 
@@ -35,6 +36,12 @@ def decoded(monkeypatch):
 
     monkeypatch.setattr(ImageFiles, "__getitem__", note)
     return seen
+
+
+@pytest.mark.parametrize("where", ["RAM", "Ram"])
+def test_ram_in_capitals_is_no_folder(folder, where):
+    with pytest.raises(InvalidValueError, match=rf"cache is '{where}'; write 'ram', or './{where}' for a folder of th"):
+        ImageFolderDataModule(str(folder), cache=where, **SETTINGS)
 
 
 def hashes(loader, digest):
