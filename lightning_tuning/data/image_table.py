@@ -42,6 +42,7 @@ class ImageTableDataModule(EncodedImageDataModule):
         group: A column that says what an image belongs to, such as a patient. No group is in two parts. None: every
             image is its own.
         part: A column that holds ``train``, ``val`` or ``test``. None: the parts are drawn.
+        delimiter: What separates the fields, one character. None: a comma or a tab, by the file's name.
         **kwargs: See :class:`EncodedImageDataModule`.
 
     Raises:
@@ -60,6 +61,7 @@ class ImageTableDataModule(EncodedImageDataModule):
         root: str | None = None,
         group: str | None = None,
         part: str | None = None,
+        delimiter: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -91,13 +93,15 @@ class ImageTableDataModule(EncodedImageDataModule):
         self.root = root
         self.group = group
         self.part = part
+        self.delimiter = delimiter
 
     def load(self) -> tuple[Sequence[Any], np.ndarray]:
         """The images, or images and masks, and the targets."""
         targets = [] if self.mask else self.target
         columns = [name for name in (self.image, self.mask, self.group, self.part) if name]
         blank = self.task == "multiclass" and self.unlabeled_batch_size > 0
-        table = read_table(self.path, [*columns, *targets], required=[*columns, *([] if blank else targets)])
+        required = [*columns, *([] if blank else targets)]
+        table = read_table(self.path, [*columns, *targets], required, self.delimiter)
         root = Path(self.root) if self.root is not None else Path(self.path).parent
         paths = self._paths(root, self.image, table[self.image])
         self.keys = self._keys(root, paths)
@@ -190,9 +194,9 @@ class ImageTableDataModule(EncodedImageDataModule):
                 )
         missing = [path for path in paths if not os.path.isfile(path)] if self.on_bad_sample == "raise" else []
         if missing:
-            raise BadSampleError(
-                missing[0],
-                f"it does not exist, as {len(missing)} of the {len(paths)} files that {self.path} names",
-                "Correct the paths or root, or write on_bad_sample='skip' to go without up to 1 %.",
-            )
+            remedy = "Correct the paths or root, or write on_bad_sample='skip' to go without up to 1 %."
+            if "\\" in missing[0] and os.sep == "/":
+                remedy = "Write / in place of \\ in the paths."
+            what = f"it does not exist, as {len(missing)} of the {len(paths)} files that {self.path} names"
+            raise BadSampleError(missing[0], what, remedy)
         return paths

@@ -132,10 +132,14 @@ def _number(name: str, size: Size, of: int) -> int:
 def _check_room(sizes: dict[str, int], available: int, least: int) -> None:
     """Whether training keeps what it needs when ``sizes`` are held out."""
     most = available - least
+    if most < 0:
+        raise InvalidValueError(
+            f"There are {available} samples with a label to train on, but {least} classes; there must be one of each."
+        )
     if sum(sizes.values()) > most:
         names = [f"{name} is {size}" for name, size in sorted(sizes.items(), reverse=True)]
         raise InvalidValueError(
-            f"{' and '.join(names)}; {'together they' if len(names) > 1 else 'it'} must be at most {max(most, 0)}: "
+            f"{' and '.join(names)}; {'together they' if len(names) > 1 else 'it'} must be at most {most}: "
             f"there are {available} samples to take from, and training needs "
             f"{f'one for each of the {least} classes' if least > 1 else 'at least one'}."
         )

@@ -55,6 +55,7 @@ class TableDataModule(KeyedDataModule):
             pass.
         standardize: Whether features get mean 0 and deviation 1.
         standardize_target: Whether values of ``regression`` do; ``target_mean`` and ``target_std`` then lead back.
+        delimiter: What separates the fields, one character. None: a comma or a tab, by the file's name.
         noise: Standard deviation of the Gaussian noise on labelled samples in training and on the view 'strong' of
             unlabelled ones, in the units of the standardised features, at least 0. Off: 0.
         **kwargs: See :class:`KeyedDataModule`.
@@ -80,6 +81,7 @@ class TableDataModule(KeyedDataModule):
         standardize: bool = True,
         standardize_target: bool = False,
         noise: float = 0.0,
+        delimiter: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -96,6 +98,7 @@ class TableDataModule(KeyedDataModule):
         self.standardize = standardize
         self.standardize_target = standardize_target
         self.noise = noise
+        self.delimiter = delimiter
         others = {*self.target, *([group] if group else []), *([weight] if weight else [])}
         if features is not None and (not features or others & {*features}):
             raise InvalidValueError(
@@ -106,7 +109,7 @@ class TableDataModule(KeyedDataModule):
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """The features, float32 ``[N, F]``, as they stand in the file, and the targets."""
         named = [name for name in (self.group, self.weight) if name]
-        table = read_table(self.path, required=[*self.target, *named])
+        table = read_table(self.path, required=[*self.target, *named], delimiter=self.delimiter)
         self.weights = read_weights(self.weight, table[self.weight], self.path) if self.weight else None
         self.groups = np.array(table[self.group]) if self.group else None
         labels, names = read_targets({name: table[name] for name in self.target}, self.task, self.path)

@@ -58,6 +58,7 @@ class TextDataModule(KeyedDataModule):
             is its own.
         weight: A column of numbers: how often a labelled text is drawn in training, in proportion. None: each once in a
             pass.
+        delimiter: What separates the fields, one character. None: a comma or a tab, by the file's name.
         quoted: Whether quotes enclose fields. False: they are ordinary characters, as in many TSV files of texts.
         augment: Augmentation of the labelled texts: 'none', 'weak' or 'strong'.
         unlabeled_views: Views of each unlabelled text, with spaces between: 'weak', 'strong', and further ones with
@@ -86,6 +87,7 @@ class TextDataModule(KeyedDataModule):
         task: Literal["multiclass", "multilabel", "regression"] = "multiclass",
         group: str | None = None,
         weight: str | None = None,
+        delimiter: str | None = None,
         quoted: bool = True,
         augment: str = "none",
         unlabeled_views: str = "weak strong",
@@ -110,6 +112,7 @@ class TextDataModule(KeyedDataModule):
         self.task = task
         self.group = group
         self.weight = weight
+        self.delimiter = delimiter
         self.quoted = quoted
         self.augment = augment
         self.unlabeled_views = unlabeled_views
@@ -132,7 +135,7 @@ class TextDataModule(KeyedDataModule):
     def load(self) -> tuple[list[str], np.ndarray]:
         """The texts and the targets."""
         columns = self._columns()
-        table = read_table(self.path, columns, required=columns, quoted=self.quoted)
+        table = read_table(self.path, columns, required=columns, delimiter=self.delimiter, quoted=self.quoted)
         self.groups = np.array(table[self.group]) if self.group else None
         self.weights = read_weights(self.weight, table[self.weight], self.path) if self.weight else None
         labels, names = read_targets({name: table[name] for name in self.target}, self.task, self.path)

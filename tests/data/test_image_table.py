@@ -1,12 +1,13 @@
 """Images that a table names: targets of all kinds, parts, groups, paths, rows without a label."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lightning_tuning import ImageTableDataModule
+from lightning_tuning import ImageTableDataModule, TableDataModule, TextDataModule
 from lightning_tuning.data import BadSampleError
 from lightning_tuning.errors import InvalidValueError
 
@@ -256,3 +257,28 @@ def test_it_trains_is_saved_and_comes_back(table, tmp_path):
     again.setup()
     assert (again.group, again.resize, again.target) == ("who", "squash", ["label"])
     assert again.test_indices.tolist() == data.test_indices.tolist()
+
+
+def test_paths_that_windows_wrote(table):
+    data = table([(f"in/{n:02d}", "ab"[n % 2]) for n in range(4)])
+    path = Path(data(setup=False).path)
+    path.write_text(path.read_text().replace("in/", "in\\"))
+    with pytest.raises(
+        BadSampleError, match=r"in.00\.png: it does not exist, .* Write / in place of \\ in the paths\.$"
+    ):
+        data()
+
+
+@pytest.mark.parametrize("made", [ImageTableDataModule, TableDataModule, TextDataModule])
+def test_the_delimiter_that_the_message_names(table, made):
+    """A comma is a decimal sign in half of the world, and spreadsheets there write semicolons."""
+    path = table([(f"{n:02d}", "ab"[n % 2], n / 10) for n in range(30)], "image,label,text")(setup=False).path
+    ending = ".png" if made is ImageTableDataModule else ""
+    Path(path).write_text(Path(path).read_text().replace(",", ";").replace(".png", ending))
+    settings = {"val_size": 4, "test_size": 4, "target": "label"}
+    with pytest.raises(InvalidValueError, match=r"Are its fields separated by ';'. Then write delimiter=';'"):
+        made(path, **settings).setup()
+    data = made(path, delimiter=";", **settings)
+    data.setup()
+    assert data.class_names == ("a", "b")
+    assert len(data.train_indices) == 22

@@ -53,6 +53,12 @@ def test_a_share_of_less_than_one_sample_is_refused(given):
     assert len(make_parts(LABELS, 0.003, 0, seed=3).val) == 1
 
 
+def test_too_few_samples_for_the_classes():
+    """Nothing is held out, so no size can be made smaller."""
+    with pytest.raises(InvalidValueError, match=r"^There are 3 samples with a label to train on, but 4 classes; there"):
+        make_parts(LABELS[:3], 0, 0, seed=3, least=4)
+
+
 def test_they_are_those_of_one_split_as_ever():
     test, val, train = stratified_split(LABELS, [30, 20], 5)
     parts = make_parts(LABELS, 20, 30, seed=5)
