@@ -12,7 +12,7 @@ import numpy as np
 from lightning_tuning.data.bad_samples import BadSampleError
 from lightning_tuning.data.encoded_images import EncodedImageDataModule
 from lightning_tuning.data.image_files import ImageFiles, MaskedImages
-from lightning_tuning.data.targets import TASKS, read_targets
+from lightning_tuning.data.targets import TASKS, read_classes
 from lightning_tuning.data.text_table import read_table
 from lightning_tuning.errors import InvalidValueError, check_choice, did_you_mean
 
@@ -119,24 +119,13 @@ class ImageTableDataModule(EncodedImageDataModule):
         return images, labels
 
     def _targets(self, columns: dict[str, list[str]]) -> tuple[np.ndarray, tuple[str, ...]]:
+        labels, names = read_classes(columns, self.task, self.path, blank=True)
         if self.task != "multiclass":
-            return read_targets(columns, self.task, self.path)
-        fields = columns[self.target[0]] if len(self.target) == 1 else []
-        known = np.array([bool(field.strip()) for field in fields], dtype=bool)
-        if known.all():
-            labels, names = read_targets(columns, self.task, self.path)
-        else:
-            some = {self.target[0]: [field for field in fields if field.strip()]}
-            if not known.any():
-                raise InvalidValueError(
-                    f"{self.path}: {self.target[0]!r} is empty in all rows; some must have a label."
-                )
-            labels = np.full(len(fields), -1)
-            labels[known], names = read_targets(some, self.task, self.path)
+            return labels, names
         self._check_parts(labels, names)
         if self.classes is None:
             return labels, names
-        for row, field in enumerate(fields, start=1):
+        for row, field in enumerate(columns[self.target[0]], start=1):
             if field.strip() and field not in self.classes:
                 raise InvalidValueError(
                     f"{self.path}, row {row}: {self.target[0]!r} is {field!r}{did_you_mean(field, self.classes)} It "

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
-from lightning_tuning.data.targets import TASKS, read_features, read_targets, read_weights
-from lightning_tuning.data.text_table import read_table
+from lightning_tuning.data.targets import TASKS, read_classes, read_features, read_weights
+from lightning_tuning.data.text_table import no_column, read_table
 from lightning_tuning.errors import InvalidValueError, check_choice, check_range
 
 _SMALLEST_SCALE = 1e-12
@@ -41,7 +41,8 @@ class TableDataModule(KeyedDataModule):
 
     ``y`` is int64 ``[N]``, float32 ``[N, K]`` of 0 and 1, or float32 ``[N, D]``, by ``task``. Features are standardised
     with mean and standard deviation of the *training part*; a feature that is constant there becomes 0. Targets of
-    ``regression`` are standardised in the same way, if wanted.
+    ``regression`` are standardised in the same way, if wanted. With ``unlabeled_batch_size`` a row's class may be left
+    empty: it is then an unlabelled sample.
 
     Args:
         path: The table: ``.csv``, ``.tsv`` or ``.parquet``, with the columns' names in the first line.
@@ -109,15 +110,17 @@ class TableDataModule(KeyedDataModule):
     def load(self) -> tuple[np.ndarray, np.ndarray]:
         """The features, float32 ``[N, F]``, as they stand in the file, and the targets."""
         named = [name for name in (self.group, self.weight) if name]
-        table = read_table(self.path, required=[*self.target, *named], delimiter=self.delimiter)
+        blank = self.task == "multiclass" and self.unlabeled_batch_size > 0
+        required = named if blank else [*self.target, *named]
+        table = read_table(self.path, required=required, delimiter=self.delimiter)
+        absent = next((name for name in (*self.target, *(self.features or ())) if name not in table), None)
+        if absent is not None:
+            raise InvalidValueError(no_column(self.path, absent, [*table]))
         self.weights = read_weights(self.weight, table[self.weight], self.path) if self.weight else None
         self.groups = np.array(table[self.group]) if self.group else None
-        labels, names = read_targets({name: table[name] for name in self.target}, self.task, self.path)
+        labels, names = read_classes({name: table[name] for name in self.target}, self.task, self.path, blank)
         self.class_names, self.num_classes = names, len(names)
         others = [name for name in table if name not in self.target and name not in named]
-        unknown = next((name for name in self.features or [] if name not in table), None)
-        if unknown is not None:
-            raise InvalidValueError(f"{self.path} has no column {unknown!r}. It has {', '.join(map(repr, table))}.")
         self.feature_names = tuple(others if self.features is None else self.features)
         if not self.feature_names:
             raise InvalidValueError(

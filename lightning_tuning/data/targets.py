@@ -59,6 +59,36 @@ def read_targets(columns: Mapping[str, Sequence[str]], task: str, source: str) -
     return values.astype(np.float32), tuple(columns)
 
 
+def read_classes(
+    columns: Mapping[str, Sequence[str]], task: str, source: str, blank: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """As :func:`read_targets`, but a class may be missing.
+
+    Args:
+        columns: See there.
+        task: See there. Only for ``multiclass`` a field may be empty.
+        source: What the columns come from, for messages.
+        blank: Whether one may.
+
+    Returns:
+        See there; -1 stands for no class.
+
+    Example:
+        >>> read_classes({"animal": ["dog", "", "cat"]}, "multiclass", "a.csv", blank=True)[0].tolist()
+        [1, -1, 0]
+    """
+    fields = next(iter(columns.values()), [])
+    known = np.array([bool(field.strip()) for field in fields], dtype=bool)
+    if not blank or task != "multiclass" or len(columns) != 1 or known.all():
+        return read_targets(columns, task, source)
+    (name,) = columns
+    if not known.any():
+        raise InvalidValueError(f"{source}: {name!r} is empty in all rows; some must have a label.")
+    labels = np.full(len(fields), -1)
+    labels[known], names = read_targets({name: [field for field in fields if field.strip()]}, task, source)
+    return labels, names
+
+
 def read_weights(name: str, fields: Sequence[str], source: str) -> np.ndarray:
     """How often samples are drawn, in proportion: float64 ``[N]``.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.data.synonyms import read_synonyms
-from lightning_tuning.data.targets import TASKS, read_targets, read_weights
+from lightning_tuning.data.targets import TASKS, read_classes, read_weights
 from lightning_tuning.data.text_pipeline import TEXT_PIPELINES, TextPipeline, named_text_transforms
 from lightning_tuning.data.text_table import read_table
 from lightning_tuning.data.transforms import VIEWS, view_names
@@ -45,8 +45,9 @@ class TextDataModule(KeyedDataModule):
     """Batches of :class:`KeyedDataModule` whose ``x`` are texts as numbers: a dictionary of ``input_ids``, int64
     ``[N, L]``, and ``attention_mask``, bool ``[N, L]``, True where a token stands; ``L`` is the batch's longest text.
 
-    ``y`` is int64 ``[N]``, float32 ``[N, K]`` of 0 and 1, or float32 ``[N, D]``, by ``task``. The vocabulary is made of
-    the training part's texts, unlabelled ones included.
+    ``y`` is int64 ``[N]``, float32 ``[N, K]`` of 0 and 1, or float32 ``[N, D]``, by ``task``. With
+    ``unlabeled_batch_size`` a row's class may be left empty: its text is an unlabelled sample. The vocabulary is made
+    of the training part's texts, unlabelled ones included.
 
     Args:
         path: The table: ``.csv``, ``.tsv`` or ``.parquet``, with the columns' names in the first line.
@@ -135,10 +136,12 @@ class TextDataModule(KeyedDataModule):
     def load(self) -> tuple[list[str], np.ndarray]:
         """The texts and the targets."""
         columns = self._columns()
-        table = read_table(self.path, columns, required=columns, delimiter=self.delimiter, quoted=self.quoted)
+        blank = self.task == "multiclass" and self.unlabeled_batch_size > 0
+        required = [name for name in columns if not (blank and name in self.target)]
+        table = read_table(self.path, columns, required, delimiter=self.delimiter, quoted=self.quoted)
         self.groups = np.array(table[self.group]) if self.group else None
         self.weights = read_weights(self.weight, table[self.weight], self.path) if self.weight else None
-        labels, names = read_targets({name: table[name] for name in self.target}, self.task, self.path)
+        labels, names = read_classes({name: table[name] for name in self.target}, self.task, self.path, blank)
         self.class_names, self.num_classes = names, len(names)
         return table[self.text], labels
 

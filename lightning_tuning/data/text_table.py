@@ -173,6 +173,13 @@ def _parquet(path: str | PathLike[str]) -> tuple[list[str], list[Row]]:
     return list(table.column_names), [(f"row {number}", row) for number, row in enumerate(strings, start=1)]
 
 
+def no_column(path: str | PathLike[str], name: str, header: Sequence[str]) -> str:
+    """What is said of a column that is not there."""
+    other = next((sign for sign in ";,\t|" if len(header) == 1 and sign in header[0]), None)
+    hint = f" Are its fields separated by {other!r}? Then write delimiter={other!r}." if other else ""
+    return f"{path} has no column {name!r}{did_you_mean(name, header)} It has {', '.join(map(repr, header))}.{hint}"
+
+
 def _columns(
     path: str | PathLike[str],
     header: Sequence[str],
@@ -190,9 +197,7 @@ def _columns(
     required = tuple(required)
     for name in (*columns, *required):
         if name not in header:
-            other = next((sign for sign in ";,\t|" if len(header) == 1 and sign in header[0]), None)
-            hint = f" Are its fields separated by {other!r}? Then write delimiter={other!r}." if other else ""
-            raise InvalidValueError(f"{path} has no column {name!r}{did_you_mean(name, header)} It has {shown}.{hint}")
+            raise InvalidValueError(no_column(path, name, header))
     if not rows:
         raise InvalidValueError(f"{path} has a header, but no rows.")
     for name in required:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_tuning import Regressor
-from lightning_tuning.data import TableDataModule
+from lightning_tuning.data import DigitsDataModule, TableDataModule
 from lightning_tuning.data.targets import read_targets
 from lightning_tuning.errors import InvalidValueError
 
@@ -189,3 +189,28 @@ def test_weights_that_are_none(make, rows, field, settings, message):
     with pytest.raises(InvalidValueError) as caught:
         make(weight="heed", **settings).train_dataloader()
     assert message in str(caught.value)
+
+
+def test_the_parts_are_a_tenth_by_themselves(make):
+    data = make(val_size=None, test_size=None)
+    assert [len(part) for part in (data.train_indices, data.val_indices, data.test_indices)] == [80, 10, 10]
+    assert (DigitsDataModule().val_size, TableDataModule("a.csv", "a").val_size) == (180, None)
+
+
+def test_rows_without_a_class_are_unlabelled_samples(make, rows):
+    """They help to standardise, too, but are never held out."""
+    for row in rows[::4]:
+        row["species"] = " "
+    data = make(unlabeled_batch_size=8)
+    assert data.class_names == ("cat", "dog", "eel")
+    assert (len(data.labeled_indices), data.num_unlabeled) == (35, 60)
+    assert set(range(0, 100, 4)) <= {*data.train_indices.tolist()} - {*data.labeled_indices.tolist()}
+    assert data.labels.tolist() == [-1 if n % 4 == 0 else n % 3 for n in range(100)]
+    part = next(iter(data.train_dataloader()))["unlabeled"]
+    assert part["target"].tolist() == data.labels[data.train_indices[part["index"]]].tolist()
+    with pytest.raises(InvalidValueError, match=r"a\.csv.* 'species' is empty; each row needs one"):
+        make()
+    with pytest.raises(InvalidValueError, match=r"a\.csv: 'species' is empty in all rows; some must have a label"):
+        make([{**row, "species": ""} for row in rows], unlabeled_batch_size=8)
+    with pytest.raises(InvalidValueError, match="'price' is empty"):
+        make([{**row, "price": ""} for row in rows], target="price", task="regression", unlabeled_batch_size=8)

@@ -134,3 +134,14 @@ def test_it_trains_with_fixmatch(make):
 def test_mistakes(make, arguments, message):
     with pytest.raises(InvalidValueError, match=message):
         make(**arguments)
+
+
+def test_rows_without_a_class_are_unlabelled_samples(make):
+    rows = [{**row, "label": row["label"] if number % 5 else ""} for number, row in enumerate(make.rows)]
+    data = make(rows, unlabeled_batch_size=8)
+    assert data.class_names == ("sea", "wood")
+    assert (len(data.labeled_indices), data.num_unlabeled) == (24, 36)
+    assert set(range(0, 60, 5)) <= {*data.train_indices.tolist()} - {*data.labeled_indices.tolist()}
+    assert {"n0", "0"} & {*data.vocab.words}  # their words are in the vocabulary
+    with pytest.raises(InvalidValueError, match="'label' is empty; each row needs one"):
+        make(rows)
