@@ -89,10 +89,15 @@ class ImageFolderDataModule(EncodedImageDataModule):
             parts += ["train"] * len(found)
             labels = np.append(labels, np.full(len(found), -1))
         if not self.keys:  # told once
-            _tell(others, "their names do not end like those of images")
-            _tell(
-                _without_class([root, *{folder.parent for _, folder in class_folders}]), "they are in no class folder"
-            )
+            _tell(others, "its name does not end like that of an image", "their names do not end like those of images")
+            without = _without_class(sorted({root, *(folder.parent for _, folder in class_folders)}))
+            _tell(without, "it is in no class folder", "they are in no class folder")
+            for _, folder in class_folders:
+                if not given and folder.name.lower() in PARTS:
+                    rank_zero_warn(
+                        f"{folder} is taken for a class, as there is no folder train beside it. If it is a part, call "
+                        "the folder for training train."
+                    )
         self.given_parts = np.array(parts) if given else None
         self.keys = [path.relative_to(root).as_posix() for path in files]
         self.groups = self._groups(self.keys)
@@ -149,9 +154,11 @@ def _without_class(folders: list[Path]) -> list[Path]:
     return [path for path in files if path.suffix[1:].lower() in ENDINGS and not path.name.startswith(".")]
 
 
-def _tell(files: list[Path], why: str) -> None:
-    if files:
-        rank_zero_warn(f"{len(files)} files are left out, as {why}, such as {files[0]}.")
+def _tell(files: list[Path], why: str, why_many: str) -> None:
+    if len(files) == 1:
+        rank_zero_warn(f"{files[0]} is left out, as {why}.")
+    elif files:
+        rank_zero_warn(f"{len(files)} files are left out, as {why_many}, such as {files[0]}.")
 
 
 def _check_classes(root: Path, classes: list[str], parts: list[str]) -> None:

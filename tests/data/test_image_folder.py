@@ -318,3 +318,28 @@ def test_a_resized_crop_is_of_the_whole_image(tmp_path, augment, seen):
     data = folder(tmp_path, **kwargs, augment=augment, batch_size=60, steps_per_epoch=1)
     values = (next(iter(data.train_dataloader()))[0] * 255).round().unique().tolist()
     assert ({200, 250} <= {*values}) == seen
+
+
+def test_one_file_that_is_left_out(tmp_path):
+    write_folder(tmp_path, {"a": range(10), "b": range(10, 20)})
+    (tmp_path / "a" / "notes.txt").write_text("about")
+    write(tmp_path / "8.png", picture(8))
+    with pytest.warns(UserWarning, match="is left out") as told:
+        folder(tmp_path)
+    assert [str(warning.message) for warning in told] == [
+        f"{tmp_path}/a/notes.txt is left out, as its name does not end like that of an image.",
+        f"{tmp_path}/8.png is left out, as it is in no class folder.",
+    ]
+
+
+@pytest.mark.parametrize("part", ["test", "Validation"])
+def test_a_part_that_would_be_a_class(tmp_path, part):
+    """Of train_images and test, as archives are packed, a network would learn which archive an image is from."""
+    write_folder(tmp_path, {f"{part}/a": range(10), "train_images/a": range(10, 20)})
+    with pytest.warns(UserWarning, match="is taken for a class") as told:
+        data = folder(tmp_path)
+    assert {*data.class_names} == {part, "train_images"}
+    assert [str(warning.message) for warning in told] == [
+        f"{tmp_path}/{part} is taken for a class, as there is no folder train beside it. If it is a part, call the "
+        "folder for training train."
+    ]
