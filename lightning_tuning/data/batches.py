@@ -151,7 +151,8 @@ class EvalBatches(Dataset):
         samples, indices = self.reader.read(self.indices[positions])
         if not samples:
             raise InvalidValueError(
-                f"All {len(positions)} samples of a batch are bad, and an empty batch cannot be evaluated. Mend or "
+                f"{'The only sample' if len(positions) == 1 else f'All {len(positions)} samples'} of a batch "
+                f"{'is' if len(positions) == 1 else 'are'} bad, and an empty batch cannot be evaluated. Mend or "
                 "remove them, or raise eval_batch_size."
             )
         return self.reader.pair(self.view, samples, None, indices)

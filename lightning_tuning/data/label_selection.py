@@ -1,4 +1,4 @@
-"""Which training images keep their label when labels are scarce."""
+"""Which training samples keep their label when labels are scarce."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def choose_labeled(labels: np.ndarray, num_labels: int | None, seed: int) -> np.
     if not num_classes <= num_labels <= len(labels):
         raise InvalidValueError(
             f"num_labels is {num_labels}; it must be an integer from {num_classes} (one for each class) to "
-            f"{len(labels)} (the training images), or None to keep every label."
+            f"{len(labels)} (the training samples with a label), or None to keep every label."
         )
     order = permutation(len(labels), seed, "labels")
     balanced = order[np.argsort(rank_in_class(labels, order)[order], kind="stable")]

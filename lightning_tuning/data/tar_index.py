@@ -30,7 +30,7 @@ class TarSample(NamedTuple):
     members: dict[str, tuple[int, int]]
 
 
-def shard_paths(path: str) -> list[str]:
+def shard_paths(path: str | os.PathLike[str]) -> list[str]:
     """The tar files that a path means.
 
     Args:
@@ -42,6 +42,7 @@ def shard_paths(path: str) -> list[str]:
     Raises:
         InvalidValueError: There is no such file, or the path means something else.
     """
+    path = os.fspath(path)
     if "://" in path or path.startswith("pipe:"):
         raise InvalidValueError(
             f"path is {path!r}; only local files are read, for samples are drawn in any order. Download the shards."

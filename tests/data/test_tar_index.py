@@ -154,3 +154,8 @@ def test_paths_that_mean_no_file(path, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidValueError, match=re.escape(text.format(here=tmp_path))):
         shard_paths(path)
+
+
+def test_a_path_may_be_an_object(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar_bytes([("1.jpg", b"x")]))
+    assert shard_paths(tmp_path / "a.tar") == [str(tmp_path / "a.tar")]
