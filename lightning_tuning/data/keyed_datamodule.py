@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from lightning_tuning.data.bad_samples import BadSamples
 from lightning_tuning.data.batches import EvalBatches, Reader, TrainBatches, View
 from lightning_tuning.data.folds import parse_fold
 from lightning_tuning.data.label_selection import choose_labeled
-from lightning_tuning.data.loader import KeyedLoader, quiet_opencv
+from lightning_tuning.data.loader import KeyedLoader, no_batches, quiet_opencv
 from lightning_tuning.data.parts import Parts, as_size, make_parts
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Stream
 from lightning_tuning.data.split_manifest import Split, load_split
@@ -28,6 +29,11 @@ from lightning_tuning.data.workers import worker_count
 from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
 
 LARGEST_SEED = 2**32 - 1
+_OF_SETUP = (
+    *("samples", "labels", "num_classes", "class_names", "in_channels", "num_features", "feature_names", "vocab"),
+    *("train_indices", "val_indices", "test_indices", "labeled_indices", "unlabeled_indices"),
+    *("normalize", "pipelines", "device_augments"),
+)
 
 
 class KeyedDataModule(LightningDataModule, ABC):
@@ -313,19 +319,23 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader | list:
         """Batches of the validation part."""
-        return self._eval_dataloader(self.val_indices)
+        return self._eval_dataloader(self.val_indices, "val_size")
 
     def test_dataloader(self) -> DataLoader | list:
         """Batches of the test part."""
-        return self._eval_dataloader(self.test_indices)
+        return self._eval_dataloader(self.test_indices, "test_size")
 
     def predict_dataloader(self) -> DataLoader | list:
         """Batches of the test part."""
-        return self._eval_dataloader(self.test_indices)
+        return self._eval_dataloader(self.test_indices, "test_size")
 
-    def _eval_dataloader(self, indices: np.ndarray) -> DataLoader | list:
+    def _eval_dataloader(self, indices: np.ndarray, size: str | None = None) -> DataLoader | list:
         if not len(indices):
-            return []
+            if size and self.trainer is not None and self.trainer.state.fn != "fit":
+                rank_zero_warn(
+                    f"There is no sample to {self.trainer.state.fn.value} on; {size} is {getattr(self, size)}."
+                )
+            return no_batches()
         world, rank = self._world_and_rank
         workers = self._workers
         return DataLoader(
@@ -343,9 +353,19 @@ class KeyedDataModule(LightningDataModule, ABC):
         return worker_count(self.trainer, self.in_memory) if self.num_workers is None else self.num_workers
 
     def teardown(self, stage: str) -> None:
-        """Tell of the samples that were skipped."""
+        """Tell of the samples that were skipped: each rank of those that it has read."""
         if self.bad_samples is not None and self.bad_samples.count:
-            rank_zero_warn(self.bad_samples.report())
+            world, rank = self._world_and_rank
+            warnings.warn(f"{f'Rank {rank}: ' if world > 1 else ''}{self.bad_samples.report()}", stacklevel=2)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _OF_SETUP:
+                raise AttributeError(
+                    f"{type(self).__name__} has no {name} before setup(): call it first, as a Trainer does."
+                )
+            return object.__getattribute__(self, name)  # which says what is missing, within a property too
 
     @property
     def _world_and_rank(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,16 @@ from lightning_tuning.data.sampler import KeyedSampler
 def quiet_opencv(worker_id: int = 0) -> None:
     """Make OpenCV work in the calling thread: on small images its own threads cost three times what they save."""
     cv2.setNumThreads(0)
+
+
+class _NoBatches(list):
+    """The batches of a part that is meant to be empty. Lightning names its class in a warning."""
+
+
+def no_batches() -> list:
+    """What a Trainer passes over without a word."""
+    warnings.filterwarnings("ignore", message=f"Total length of `{_NoBatches.__name__}`")
+    return _NoBatches()
 
 
 class KeyedLoader(DataLoader):

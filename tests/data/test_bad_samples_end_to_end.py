@@ -1,5 +1,7 @@
 """Every kind of bad image as a file in a class folder, through a Trainer, in the main process and in workers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -237,7 +239,7 @@ def test_a_batch_without_a_good_sample(tmp_path, num_workers):
     with pytest.raises(InvalidValueError) as raised:
         fit(data, tmp_path)
     assert str(raised.value) == (
-        "All 1 samples of a batch are bad, and an empty batch cannot be evaluated. Mend or remove them, or raise "
+        "The only sample of a batch is bad, and an empty batch cannot be evaluated. Mend or remove them, or raise "
         "eval_batch_size."
     )
 
@@ -286,3 +288,16 @@ def test_masks(tmp_path, num_workers):
     numbers = sorted(number for batch in seen for number, _ in batch)
     assert numbers == sorted([*({*range(200)} - {5, 9}), 6, 10])
     assert all(label == number % 2 for batch in seen for number, label in batch)
+
+
+def test_each_rank_tells_of_its_own(tmp_path, monkeypatch):
+    """Only this rank has read them, and rank 0 knows nothing of them."""
+    root = write_folder(tmp_path / "data", {"a": range(100), "b": range(100, 200)})
+    data = data_of(root, 0, on_bad_sample="skip")
+    data.setup()
+    (root / data.keys[7]).write_bytes(b"")
+    data.bad_samples.check(7, BadSampleError("a/007.png", "it is empty"))
+    monkeypatch.setattr("lightning_utilities.core.rank_zero.rank_zero_only.rank", 1)
+    data.trainer = SimpleNamespace(world_size=2, global_rank=1)
+    with pytest.warns(UserWarning, match=r"^Rank 1: 1 of 200 samples is bad\.\n7: .*a/007.png: it is empty\.$"):
+        data.teardown("fit")

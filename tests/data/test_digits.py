@@ -1,3 +1,4 @@
+import warnings
 from types import SimpleNamespace
 
 import albumentations as A
@@ -237,13 +238,29 @@ def test_overfitting_repeats_the_first_batches(digits, recorder, tmp_path):
 
 def test_parts_of_size_zero_are_left_out(recorder, tmp_path):
     datamodule, module = DigitsDataModule(val_size=0, test_size=0, batch_size=600), recorder()
-    trainer(tmp_path, max_epochs=1).fit(module, datamodule=datamodule)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Total length")  # which Lightning says of a part that was asked for
+        trainer(tmp_path, max_epochs=1).fit(module, datamodule=datamodule)
+    with pytest.warns(UserWarning, match="There is no sample to validate on; val_size is 0"):
+        trainer(tmp_path).validate(module, datamodule=datamodule)
     assert len(module.seen) == 3
     assert len(datamodule.train_indices) == 1797
 
 
 def test_evaluation_loaders_are_in_order(digits):
     assert isinstance(digits().val_dataloader().sampler, SequentialSampler)
+
+
+def test_what_setup_makes_is_not_there_before_it():
+    for name in ("labels", "keys_", "train_indices", "val_indices", "num_unlabeled", "targets", "normalize"):
+        data = DigitsDataModule()
+        assert not hasattr(data, name)
+    with pytest.raises(
+        AttributeError, match=r"^DigitsDataModule has no val_indices before setup\(\): call it first, as a"
+    ):
+        data.val_dataloader()
+    with pytest.raises(AttributeError, match=r"^'DigitsDataModule' object has no attribute 'keys_'$"):
+        data.keys_  # noqa: B018
 
 
 def test_attributes_are_known_before_setup():
