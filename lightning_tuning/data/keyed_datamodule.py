@@ -331,10 +331,9 @@ class KeyedDataModule(LightningDataModule, ABC):
 
     def _eval_dataloader(self, indices: np.ndarray, size: str | None = None) -> DataLoader | list:
         if not len(indices):
-            if size and self.trainer is not None and self.trainer.state.fn != "fit":
-                rank_zero_warn(
-                    f"There is no sample to {self.trainer.state.fn.value} on; {size} is {getattr(self, size)}."
-                )
+            doing = None if self.trainer is None else self.trainer.state.fn
+            if size and doing is not None and doing != "fit":
+                rank_zero_warn(f"There is no sample to {doing.value} on; {size} is {getattr(self, size)}.")
             return no_batches()
         world, rank = self._world_and_rank
         workers = self._workers

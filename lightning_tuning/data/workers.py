@@ -21,7 +21,16 @@ def worker_count(trainer: Trainer | None, in_memory: bool) -> int:
     """
     if trainer is None or (in_memory and trainer.strategy.root_device.type == "cpu"):
         return 0
-    return min(max(_cores() // max(trainer.num_devices, 1) - 1, 0), MOST)
+    return _share(trainer.num_devices)
+
+
+def reader_count() -> int:
+    """The number of processes that read samples when nothing is trained."""
+    return _share()
+
+
+def _share(ranks: int = 1) -> int:
+    return min(max(_cores() // max(ranks, 1) - 1, 0), MOST)
 
 
 def _cores() -> int:

@@ -1,14 +1,15 @@
-"""Going through all samples, one at a time."""
+"""Going through all samples, each once."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lightning_tuning.data.audit.copies import copy_faults, copy_groups
@@ -16,7 +17,11 @@ from lightning_tuning.data.audit.faults import KINDS, NO_LABEL, Fault, Severity
 from lightning_tuning.data.audit.look import Look, look_at
 from lightning_tuning.data.bad_samples import BadSampleError
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
+from lightning_tuning.data.loader import quiet_opencv
+from lightning_tuning.data.workers import reader_count
 
+FEW = 1000
+"""Below so many samples no process is started for them."""
 PARTS = ("train", "val", "test")
 _SECONDS_BEFORE_BAR = 2.0
 
@@ -84,7 +89,8 @@ def audit_samples(datamodule: KeyedDataModule, progress: bool = False) -> Audit:
     Of each sample only hash, size and faults are kept.
 
     Args:
-        datamodule: After ``setup``, or after :func:`set_up`.
+        datamodule: After ``setup``, or after :func:`set_up`. ``num_workers`` processes read its samples; None: as many
+            as the machine has cores, but one, at most 8; none for less than 1000 samples or data in memory.
         progress: Whether to show a progress bar, on standard error and only if that is a terminal.
 
     Example:
@@ -103,9 +109,9 @@ def audit_samples(datamodule: KeyedDataModule, progress: bool = False) -> Audit:
     for number, name in enumerate(PARTS):
         parts[getattr(datamodule, f"{name}_indices")] = number
     pixels = None
-    indices = range(count)
-    for index in tqdm(indices, "audit", leave=False, delay=_SECONDS_BEFORE_BAR, disable=None if progress else True):
-        look = _read(datamodule, index)
+    shown = None if progress else True
+    looks = tqdm(_looks(datamodule), "audit", count, leave=False, delay=_SECONDS_BEFORE_BAR, disable=shown)
+    for index, look in enumerate(looks):
         if isinstance(look, Fault):
             faults[index].append(look)
             continue
@@ -178,15 +184,39 @@ def label_text(label: Any) -> str:
     return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in np.ravel(label).tolist())
 
 
-def _read(datamodule: KeyedDataModule, index: int) -> Look | Fault:
-    try:
-        return look_at(datamodule.samples[index], datamodule.num_classes, ignored_in_masks(datamodule))
-    except BadSampleError as error:
-        path, key = Path(error.path).as_posix(), datamodule.keys[index]
-        place = "" if path == key or path.endswith(f"/{key}") or not error.path else f"{error.path}: "
-        return Fault("unreadable", f"{place}{error.reason}. {error.remedy}".rstrip())
-    except Exception as error:  # what a reader of the user's own raises; the others are wanted all the same
-        return Fault("unreadable", f"reading it raised {type(error).__name__}: {error}")
+def processes(datamodule: KeyedDataModule) -> int:
+    """How many read the samples; 0: this one."""
+    if datamodule.num_workers is not None:
+        return datamodule.num_workers
+    return 0 if datamodule.in_memory or len(datamodule.labels) < FEW else reader_count()
+
+
+def _looks(datamodule: KeyedDataModule) -> Iterator[Look | Fault]:
+    """What is kept of each sample, in order."""
+    workers = processes(datamodule)
+    for batch in DataLoader(_Looks(datamodule), 32, collate_fn=list, num_workers=workers, worker_init_fn=quiet_opencv):
+        yield from batch
+
+
+class _Looks(Dataset):
+    """Without the datamodule, which need not be fit to travel to a process."""
+
+    def __init__(self, datamodule: KeyedDataModule) -> None:
+        self.samples, self.keys = datamodule.samples, datamodule.keys
+        self.num_classes, self.ignored = datamodule.num_classes, ignored_in_masks(datamodule)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Look | Fault:
+        try:
+            return look_at(self.samples[index], self.num_classes, self.ignored)
+        except BadSampleError as error:
+            path, key = Path(error.path).as_posix(), self.keys[index]
+            place = "" if path == key or path.endswith(f"/{key}") or not error.path else f"{error.path}: "
+            return Fault("unreadable", f"{place}{error.reason}. {error.remedy}".rstrip())
+        except Exception as error:  # what a reader of the user's own raises; the others are wanted all the same
+            return Fault("unreadable", f"reading it raised {type(error).__name__}: {error}")
 
 
 def ignored_in_masks(datamodule: KeyedDataModule) -> int:

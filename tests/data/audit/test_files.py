@@ -1,12 +1,23 @@
 """Folders and tables of image files with what goes wrong in them."""
 
+import sys
+from unittest.mock import ANY
+
 import numpy as np
 import pytest
 
-from lightning_tuning.data import ImageFolderDataModule, ImageTableDataModule
-from lightning_tuning.data.audit import audit_samples, save_sheet, set_up
+from lightning_tuning.data import (
+    HuggingFaceDataModule,
+    ImageFolderDataModule,
+    ImageTableDataModule,
+    WebDatasetDataModule,
+)
+from lightning_tuning.data.audit import audit_samples, collect, save_sheet, set_up
+from lightning_tuning.data.audit.look import look_at
 from tests.data.audit.fakes import noise
 from tests.data.image_files import jpeg, png
+from tests.data.tars import tar_bytes
+from tests.data.test_hugging_face import Library, table
 
 HTML = b"<!DOCTYPE html><html><body>404</body></html>"
 
@@ -83,3 +94,70 @@ def test_a_table_with_masks_and_missing_files(tmp_path):
     assert found["4.png"][0][1].startswith(f"{tmp_path / 'mask_4.png'}: it holds the class ids 9, but")
     assert audit.counts()[0].tolist() == [18 * 12 * 16 - 2, 2]
     assert save_sheet(audit, datamodule.samples, tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_processes_find_the_same(folder, num_workers, monkeypatch):
+    """In the order of the samples, each read once."""
+    data = ImageFolderDataModule(str(folder), num_workers=num_workers)
+    read = []
+    monkeypatch.setattr(collect, "look_at", lambda *args: read.append(1) or look_at(*args))
+    audit, found = audited(data)
+    assert bool(read) == (num_workers == 0)
+    alone, expected = audited(ImageFolderDataModule(str(folder), num_workers=0))
+    assert found == expected
+    assert audit.sizes.tolist() == alone.sizes.tolist()
+    assert [20, 30] in audit.sizes.tolist()
+    assert found["train/cats/cut.jpg"][0][0] == "unreadable"
+    assert found["unlabeled/white.png"] == [("one_colour", ANY)]
+
+
+def test_processes_by_itself(folder, monkeypatch):
+    """For many images in files alone; a few, or what lies in memory, are read faster than processes start."""
+    data = ImageFolderDataModule(str(folder))
+    monkeypatch.setattr("lightning_tuning.data.workers._cores", lambda: 4)
+    set_up(data)
+    assert collect.processes(data) == 0
+    monkeypatch.setattr(collect, "FEW", 10)
+    assert collect.processes(data) == 3
+    data.in_memory = True
+    assert collect.processes(data) == 0
+    data.num_workers = 2
+    assert collect.processes(data) == 2
+
+
+def test_tar_files(tmp_path):
+    """Bad members are found, each by its key."""
+    images = [png(noise(number, 9, 9), 2) for number in range(12)]
+    images[4], images[7], images[9] = images[4][:60], images[3], HTML
+    members = [
+        (f"{n:02d}.{end}", data) for n in range(12) for end, data in (("png", images[n]), ("cls", b"01"[n % 2 :][:1]))
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    data = WebDatasetDataModule(str(tmp_path / "a.tar"), val_size=0, test_size=0)
+    audit, found = audited(data)
+    assert {key: {kind for kind, _ in faults} for key, faults in found.items()} == {
+        "a.tar/04.png": {"unreadable"},
+        "a.tar/09.png": {"unreadable"},
+        "a.tar/03.png": {"copy"},
+        "a.tar/07.png": {"copy"},
+    }
+    save_sheet(audit, data.samples, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_datasets_of_hugging_face(monkeypatch):
+    library = Library()
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    stored = [{"bytes": png(noise(n, 9, 9), 2), "path": None} for n in range(9)]
+    stored[2], stored[5] = None, {"bytes": HTML, "path": None}
+    library.held["pets"] = {
+        "train": table(range(9), image=stored),
+        "test": table([21, 24, 25], image=stored[:1] + stored[6:8]),
+    }
+    _, found = audited(HuggingFaceDataModule("pets", test_split="test", val_size=0))
+    assert {key: {kind for kind, _ in faults} for key, faults in found.items()} == {
+        "train/2": {"unreadable"},
+        "train/5": {"unreadable"},
+        **{key: {"leak"} for key in ("train/0", "train/6", "train/7", "test/0", "test/1", "test/2")},
+    }
