@@ -6,11 +6,10 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -21,6 +20,7 @@ from lightning_tuning.data.folds import parse_fold
 from lightning_tuning.data.label_selection import choose_labeled
 from lightning_tuning.data.loader import KeyedLoader, no_batches, quiet_opencv
 from lightning_tuning.data.parts import Parts, as_size, make_parts
+from lightning_tuning.data.plain_datamodule import PlainDataModule
 from lightning_tuning.data.sampler import EvalSampler, FixedSampler, KeyedSampler, Stream
 from lightning_tuning.data.split_manifest import Split, load_split
 from lightning_tuning.data.split_record import check_split, check_usable, digests, record_split
@@ -29,14 +29,9 @@ from lightning_tuning.data.workers import worker_count
 from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
 
 LARGEST_SEED = 2**32 - 1
-_OF_SETUP = (
-    *("samples", "labels", "num_classes", "class_names", "in_channels", "num_features", "feature_names", "vocab"),
-    *("train_indices", "val_indices", "test_indices", "labeled_indices", "unlabeled_indices"),
-    *("normalize", "pipelines", "device_augments"),
-)
 
 
-class KeyedDataModule(LightningDataModule, ABC):
+class KeyedDataModule(PlainDataModule, ABC):
     """Labelled and, if wanted, unlabelled training batches, and a validation and a test part.
 
     A supervised training batch is ``(x, y)``. With ``unlabeled_batch_size`` it is ``{"labeled": (x, y), "unlabeled":
@@ -255,7 +250,7 @@ class KeyedDataModule(LightningDataModule, ABC):
     @property
     def effective_seed(self) -> int:
         """``seed``, or the one given to ``seed_everything``, or 0."""
-        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        return int(os.environ.get("PL_GLOBAL_SEED", 0) if self.seed is None else self.seed)
 
     def state_dict(self) -> dict[str, Any]:
         """What decides which labels are kept, and which samples are in which part."""
@@ -356,15 +351,6 @@ class KeyedDataModule(LightningDataModule, ABC):
         if self.bad_samples is not None and self.bad_samples.count:
             world, rank = self._world_and_rank
             warnings.warn(f"{f'Rank {rank}: ' if world > 1 else ''}{self.bad_samples.report()}", stacklevel=2)
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            if name in _OF_SETUP:
-                raise AttributeError(
-                    f"{type(self).__name__} has no {name} before setup(): call it first, as a Trainer does."
-                )
-            return object.__getattribute__(self, name)  # which says what is missing, within a property too
 
     @property
     def _world_and_rank(self) -> tuple[int, int]:
