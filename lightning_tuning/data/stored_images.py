@@ -47,6 +47,7 @@ class StoredImages(Sequence[np.ndarray]):
     def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
         number = int(np.searchsorted(self._ends, index, side="right"))
         image = np.array(self._mapped()[number][index - self._ends[number]])  # counted from the array's end
         return resized(image.reshape(*image.shape[:2], -1), self.size)

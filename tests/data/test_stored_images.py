@@ -2,6 +2,7 @@
 
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,3 +171,15 @@ def test_it_trains_with_workers(both, tmp_path):
         seen.append((model.seen, model.evaluated))
     assert seen[0] == seen[1]
     assert len(seen[0][0]) == 10
+
+
+def test_places_are_counted_from_the_end_too(both):
+    train, test = images(5), images(3, seed=1)
+    _, folder = both(x_train=train, y_train=np.arange(5), x_test=test, y_test=np.arange(3))
+    stored = StoredImages([Path(folder, "x_train.npy"), Path(folder, "x_test.npy")], 8)
+    np.testing.assert_array_equal(stored[-1], test[-1])
+    np.testing.assert_array_equal(stored[-8], train[0])
+    assert [image.sum() for image in stored] == [image.sum() for image in (*train, *test)]
+    for index in (8, -9):
+        with pytest.raises(IndexError):
+            stored[index]
