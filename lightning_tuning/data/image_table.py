@@ -12,7 +12,7 @@ import numpy as np
 from lightning_tuning.data.bad_samples import BadSampleError
 from lightning_tuning.data.encoded_images import EncodedImageDataModule
 from lightning_tuning.data.image_files import ImageFiles, MaskedImages
-from lightning_tuning.data.targets import TASKS, read_classes
+from lightning_tuning.data.targets import TASKS, read_classes, read_weights
 from lightning_tuning.data.text_table import read_table
 from lightning_tuning.errors import InvalidValueError, check_choice, did_you_mean
 
@@ -41,6 +41,8 @@ class ImageTableDataModule(EncodedImageDataModule):
         root: The folder that all paths must be in. None: the table's.
         group: A column that says what an image belongs to, such as a patient. No group is in two parts. None: every
             image is its own.
+        weight: A column of numbers: how often a labelled image is drawn in training, in proportion. None: each once in
+            a pass.
         part: A column that holds ``train``, ``val`` or ``test``. None: the parts are drawn.
         delimiter: What separates the fields, one character. None: a comma or a tab, by the file's name.
         **kwargs: See :class:`EncodedImageDataModule`.
@@ -60,6 +62,7 @@ class ImageTableDataModule(EncodedImageDataModule):
         classes: list[str] | None = None,
         root: str | None = None,
         group: str | None = None,
+        weight: str | None = None,
         part: str | None = None,
         delimiter: str | None = None,
         **kwargs: Any,
@@ -92,13 +95,14 @@ class ImageTableDataModule(EncodedImageDataModule):
         self.classes = classes
         self.root = root
         self.group = group
+        self.weight = weight
         self.part = part
         self.delimiter = delimiter
 
     def load(self) -> tuple[Sequence[Any], np.ndarray]:
         """The images, or images and masks, and the targets."""
         targets = [] if self.mask else self.target
-        columns = [name for name in (self.image, self.mask, self.group, self.part) if name]
+        columns = [name for name in (self.image, self.mask, self.group, self.weight, self.part) if name]
         blank = self.task == "multiclass" and self.unlabeled_batch_size > 0
         required = [*columns, *([] if blank else targets)]
         table = read_table(self.path, [*columns, *targets], required, self.delimiter)
@@ -106,6 +110,7 @@ class ImageTableDataModule(EncodedImageDataModule):
         paths = self._paths(root, self.image, table[self.image])
         self.keys = self._keys(root, paths)
         self.groups = np.array(table[self.group]) if self.group else None
+        self.weights = read_weights(self.weight, table[self.weight], self.path) if self.weight else None
         self.given_parts = self._parts_of(table[self.part]) if self.part else None
         images = ImageFiles(paths, self.in_channels, self.max_pixels)
         if self.mask:

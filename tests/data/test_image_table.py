@@ -282,3 +282,13 @@ def test_the_delimiter_that_the_message_names(table, made):
     data.setup()
     assert data.class_names == ("a", "b")
     assert len(data.train_indices) == 22
+
+
+def test_weights_decide_how_often_an_image_is_drawn(table):
+    rows = [(f"{n:02d}", "ab"[n % 2], n % 4) for n in range(40)]
+    made = table(rows, "image,label,heed")
+    data = made(weight="heed", val_size=0, test_size=0, steps_per_epoch=120, seed=1)
+    drawn = np.bincount([n for n, _ in shown(data, data.train_dataloader())], minlength=40)
+    np.testing.assert_array_equal(drawn, np.arange(40) % 4 * 4)  # 240 draws, weights that add up to 60
+    with pytest.raises(InvalidValueError, match="row 1: 'label' is 'a'; it must be a finite number"):
+        made(weight="label")
