@@ -23,10 +23,11 @@ class ArrayDataModule(ImageDataModule):
     folder of ``.npy`` files.
 
     The file holds the arrays ``x_train``, uint8 ``[N, H, W]`` or ``[N, H, W, C]`` with ``H == W``, ``y_train``, integer
-    class ids ``[N]`` from 0, and, if there is a test set of its own, ``x_test`` and ``y_test``; ``xtr``, ``ytr``,
-    ``xte``, ``yte`` will do as well. ``numpy.savez_compressed("data.npz", x_train=..., ...)`` writes one. A folder
-    holds the same as ``x_train.npy`` and so on; its images stay on disk and are mapped into memory, so they may be more
-    than fit there. Pickled objects are refused. Batches, views and attributes are those of :class:`ImageDataModule`.
+    class ids ``[N]`` from 0 (with ``unlabeled_batch_size`` also -1, for an image without a label), and, if there is a
+    test set of its own, ``x_test`` and ``y_test``; ``xtr``, ``ytr``, ``xte``, ``yte`` will do as well.
+    ``numpy.savez_compressed("data.npz", x_train=..., ...)`` writes one. A folder holds the same as ``x_train.npy`` and
+    so on; its images stay on disk and are mapped into memory, so they may be more than fit there. Pickled objects are
+    refused. Batches, views and attributes are those of :class:`ImageDataModule`.
 
     Args:
         path: The file or the folder.
@@ -105,17 +106,20 @@ class ArrayDataModule(ImageDataModule):
             )
         if not len(images):
             raise InvalidValueError(f"{self.path}: {images_name} holds no image.")
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        least = -1 if self.unlabeled_batch_size and labels_name == "y_train" else 0
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < least:
             raise InvalidValueError(
                 f"{self.path}: {labels_name} is {labels.dtype} {list(labels.shape)}; it must be integer class ids from "
-                f"0, one for each of the {len(images)} images."
+                f"0, one for each of the {len(images)} images. -1, for none, goes with unlabeled_batch_size."
             )
+        if labels.max() < 0:
+            raise InvalidValueError(f"{self.path}: {labels_name} holds no label but -1; some images must have one.")
         return images, labels.astype(np.int64)
 
     def make_parts(self) -> Parts:
         """The file's own test images are the test part; without them a sixth of the training images."""
         if self.given_parts is None and self.test_size is None:
-            self.test_size = len(self.labels) // 6
+            self.test_size = int(self.known.sum()) // 6
         return super().make_parts()
 
 

@@ -13,11 +13,11 @@ from lightning_tuning.data.decode import MAX_PIXELS
 from lightning_tuning.data.image_datamodule import ImageDataModule
 from lightning_tuning.data.image_files import MaskedImages
 from lightning_tuning.data.image_statistics import fitted
-from lightning_tuning.data.normalize import Normalize
+from lightning_tuning.data.normalize import Normalize, check_statistics
 from lightning_tuning.data.pipeline import Transform
 from lightning_tuning.data.pixel_cache import PixelCache
 from lightning_tuning.data.transforms import RESIZES, evaluation_transforms
-from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
+from lightning_tuning.errors import InvalidValueError, check_choice, check_count
 
 
 class EncodedImageDataModule(ImageDataModule, ABC):
@@ -66,20 +66,18 @@ class EncodedImageDataModule(ImageDataModule, ABC):
         test_size: int | float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(image_size=image_size, val_size=val_size, test_size=test_size, **kwargs)
-        check_choice("resize", resize, RESIZES)
-        check_choice("on_bad_sample", on_bad_sample, ("raise", "skip"))
         if in_channels not in (1, 3):
             raise InvalidValueError(f"in_channels is {in_channels!r}; it must be 3 (colour) or 1 (grey).")
-        _check_statistics(mean, std, in_channels)
+        check_statistics(mean, std, in_channels)
+        super().__init__(image_size=image_size, mean=mean, std=std, val_size=val_size, test_size=test_size, **kwargs)
+        check_choice("resize", resize, RESIZES)
+        check_choice("on_bad_sample", on_bad_sample, ("raise", "skip"))
         check_count("max_pixels", max_pixels, 1)
         if isinstance(cache, str) and cache != "ram" and cache.lower() == "ram":
             raise InvalidValueError(f"cache is {cache!r}; write 'ram', or './{cache}' for a folder of that name.")
         self.in_channels = in_channels
         self.resize = resize
         self.on_bad_sample = on_bad_sample
-        self.mean = mean
-        self.std = std
         self.cache = cache
         self.max_pixels = max_pixels
         self._cached: tuple[str, PixelCache] | None = None
@@ -103,8 +101,8 @@ class EncodedImageDataModule(ImageDataModule, ABC):
         return samples
 
     def fit_normalize(self) -> Normalize:
-        if self.mean is not None and self.std is not None:
-            return Normalize(self.mean, self.std)
+        if self.mean is not None:
+            return super().fit_normalize()
         purpose = f"{self.image_size} {self.in_channels} {self.resize} {self.max_pixels}"
         return fitted(self.train_indices, self.split_seed, self._plain, self._identity, purpose)
 
@@ -121,15 +119,3 @@ class EncodedImageDataModule(ImageDataModule, ABC):
     def source_sizes(self) -> list[tuple[int, int] | None]:
         short, long = self.image_size + 8, 2 * self.image_size + 1
         return [(short, long), (long, short)]
-
-
-def _check_statistics(mean: list[float] | None, std: list[float] | None, channels: int) -> None:
-    for name, values in {"mean": mean, "std": std}.items():
-        if values is None:
-            continue
-        if len(values) != channels:
-            raise InvalidValueError(f"{name} is {values!r}; it must have {channels} numbers, one for each channel.")
-        for value in values:
-            check_range(name, value, 0.0, 1.0, open_low=name == "std")
-    if (mean is None) != (std is None):
-        raise InvalidValueError(f"mean is {mean!r} and std is {std!r}; give both or none.")

@@ -21,7 +21,7 @@ from lightning_tuning.data.batches import View
 from lightning_tuning.data.device_augment import DeviceAugment, named_device_augment
 from lightning_tuning.data.image_view import ImageView, MaskedImageView
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
-from lightning_tuning.data.normalize import Normalize
+from lightning_tuning.data.normalize import Normalize, check_statistics
 from lightning_tuning.data.pipeline import SeededPipeline, Transform
 from lightning_tuning.data.progressive import ImageSizeSchedule
 from lightning_tuning.data.transform_checks import check_transforms
@@ -54,6 +54,9 @@ class ImageDataModule(KeyedDataModule, ABC):
         progressive: Image sizes of training that grow in the course of the run, such as '128 -> 224 over 60%', by a
             step of 32 unless it says another, as '16 -> 32 over 60% by 8'. The last is `image_size`. Batches are
             resized on the device, and each epoch has one size. None: all images are `image_size`.
+        mean: Mean of each channel, of values in [0, 1], that images are normalised with. None: that of the training
+            part.
+        std: Standard deviation of each channel, above 0, with `mean`.
         **kwargs: See :class:`KeyedDataModule`.
 
     Attributes:
@@ -80,9 +83,12 @@ class ImageDataModule(KeyedDataModule, ABC):
         strong_transforms: str | list[A.BasicTransform | A.BaseCompose] | None = None,
         unlabeled_views: str = "weak strong",
         progressive: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_statistics(mean, std)
         check_count("image_size", image_size, 4)
         self._sizes = None if progressive is None else ImageSizeSchedule(progressive, "progressive")
         given = {"augment": augment, "weak_transforms": weak_transforms, "strong_transforms": strong_transforms}
@@ -96,6 +102,8 @@ class ImageDataModule(KeyedDataModule, ABC):
         self.flip = flip
         self.unlabeled_views = unlabeled_views
         self.progressive = progressive
+        self.mean = mean
+        self.std = std
         self._transforms: dict[str, Any] = {
             "none": "none",
             "weak": "weak" if weak_transforms is None else weak_transforms,
@@ -130,7 +138,10 @@ class ImageDataModule(KeyedDataModule, ABC):
         self.normalize = self.fit_normalize()
 
     def fit_normalize(self) -> Normalize:
-        """What gives the training images mean 0 and standard deviation 1."""
+        """What gives the training images mean 0 and standard deviation 1, or what ``mean`` and ``std`` say."""
+        if self.mean is not None and self.std is not None:
+            check_statistics(self.mean, self.std, self.in_channels)
+            return Normalize(self.mean, self.std)
         return Normalize.fit(self.images[index] for index in self.train_indices.tolist())
 
     def _prepare_pipelines(self) -> None:

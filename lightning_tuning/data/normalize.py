@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_tuning.errors import InvalidValueError, check_range
+
 _MAPPED_ANEW = 2**25
 """From so many bytes on, the C library gives memory back at once, and the next batch gets fresh pages. In pieces of
 4 KB the system would take as long to clear them as normalising takes."""
@@ -59,6 +61,26 @@ class Normalize:
         if x.device != self._shift.device:
             self._shift, self._scale = self._shift.to(x.device), self._scale.to(x.device)
         return _empty(x).copy_(x).sub_(self._shift).div_(self._scale)
+
+
+def check_statistics(mean: list[float] | None, std: list[float] | None, channels: int | None = None) -> None:
+    """Refuse statistics that nothing can be normalised with.
+
+    Args:
+        mean: Of each channel, in [0, 1].
+        std: Of each channel, above 0. It comes with ``mean``.
+        channels: How many there are. None: that is not known yet.
+    """
+    for name, values in {"mean": mean, "std": std}.items():
+        if values is None:
+            continue
+        if channels is not None and len(values) != channels:
+            numbers = "1 number" if channels == 1 else f"{channels} numbers"
+            raise InvalidValueError(f"{name} is {values!r}; it must have {numbers}, one for each channel.")
+        for value in values:
+            check_range(name, value, 0.0, 1.0, open_low=name == "std")
+    if (mean is None) != (std is None):
+        raise InvalidValueError(f"mean is {mean!r} and std is {std!r}; give both or none.")
 
 
 def _empty(x: Tensor) -> Tensor:

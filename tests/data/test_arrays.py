@@ -124,3 +124,37 @@ def test_files_that_are_none(tmp_path):
     np.save(tmp_path / "b.npy", np.zeros(3))
     with pytest.raises(InvalidValueError, match="holds a single array"):
         ArrayDataModule(str(tmp_path / "b.npy"))
+
+
+def test_statistics_may_be_given(write):
+    """As for a network that was trained on others."""
+    data = ArrayDataModule(write(), batch_size=5, augment="none", mean=[0.25], std=[0.5])
+    data.setup()
+    assert (data.normalize.mean, data.normalize.std) == ((0.25,), (0.5,))
+    x, _ = next(iter(data.test_dataloader()))
+    np.testing.assert_allclose(x[0, 0, 0, 0], (60 / 255 - 0.25) / 0.5, rtol=1e-6)
+    with pytest.raises(InvalidValueError, match=r"mean is \[0.25\] and std is None; give both or none"):
+        ArrayDataModule(write(), mean=[0.25])
+    data = ArrayDataModule(write(), mean=[0.25] * 3, std=[0.5] * 3)  # how many channels there are is in the file
+    with pytest.raises(InvalidValueError, match="it must have 1 number, one for each channel"):
+        data.setup()
+
+
+def test_images_without_a_label(write):
+    """As in STL-10: -1 stands for none."""
+    labels = np.where(np.arange(60) % 3 == 0, -1, np.arange(60) % 5)
+    path = write(y_train=labels)
+    data = ArrayDataModule(path, batch_size=5, unlabeled_batch_size=10, val_size=10)
+    data.setup()
+    assert (data.num_classes, len(data.labeled_indices), data.num_unlabeled) == (5, 30, 50)
+    assert not (data.labels[np.concatenate([data.val_indices, data.test_indices])] < 0).any()
+    part = next(iter(data.train_dataloader()))["unlabeled"]
+    assert part["target"].tolist() == data.labels[data.train_indices[part["index"]]].tolist()
+    with pytest.raises(
+        InvalidValueError, match=r"must be integer .* 60 images\. -1, for none, goes with unlabeled_batch"
+    ):
+        ArrayDataModule(path).setup()
+    with pytest.raises(InvalidValueError, match=r"y_test is int64 \[20\]; it must be integer class ids from 0"):
+        ArrayDataModule(write(y_test=np.full(20, -1)), unlabeled_batch_size=10).setup()
+    with pytest.raises(InvalidValueError, match="y_train holds no label but -1"):
+        ArrayDataModule(write(y_train=np.full(60, -1)), unlabeled_batch_size=10).setup()
