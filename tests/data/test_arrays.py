@@ -150,6 +150,9 @@ def test_images_without_a_label(write):
     assert not (data.labels[np.concatenate([data.val_indices, data.test_indices])] < 0).any()
     part = next(iter(data.train_dataloader()))["unlabeled"]
     assert part["target"].tolist() == data.labels[data.train_indices[part["index"]]].tolist()
+    alone = ArrayDataModule(write("alone.npz", y_train=labels, test=0), unlabeled_batch_size=10)
+    alone.setup()
+    assert len(alone.test_indices) == 40 // 6  # of the images with a label
     with pytest.raises(
         InvalidValueError, match=r"must be integer .* 60 images\. -1, for none, goes with unlabeled_batch"
     ):
