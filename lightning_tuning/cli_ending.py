@@ -39,7 +39,10 @@ def finish(
     """
     metrics = {name: value for result in results for name, value in result.items()}
     summary = {**summarize(trainer, metrics, folder, seconds), **extra}
-    write_json(folder / "summary.json", summary)
+    try:
+        write_json(folder / "summary.json", summary)
+    except OSError as error:
+        print(f"lightning-tuning: summary.json was not written: {error}", file=sys.stderr)
     for logger in trainer.loggers:
         if isinstance(logger, ResilientWandbLogger) and logger.log_reports:
             logger.log_folder(folder)

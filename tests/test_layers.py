@@ -15,6 +15,7 @@ PACKAGE = Path(lightning_tuning.__file__).parent
 LAYERS = (
     (
         *("cli", "cli_audit", "cli_curves", "cli_help", "cli_list", "cli_parser", "cli_plot", "cli_probe"),
+        *("cli_checkpoint", "cli_defaults", "cli_ending", "cli_explain", "cli_messages", "cli_nearest", "cli_pages"),
         *("cli_resume", "export", "presets", "__main__"),
     ),
     ("modules", "resume", "export_program"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -63,10 +64,11 @@ def note_bad_batches(
     rows = [row for row in rows if row["loss"] is not None and not math.isfinite(row["loss"])] or rows
     folder = run_folder(trainer)
     if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / FILE, "a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(f"{json.dumps({key: _strict(value) for key, value in row.items()}, allow_nan=False)}\n")
+        lines = [json.dumps({key: _strict(value) for key, value in row.items()}, allow_nan=False) for row in rows]
+        with contextlib.suppress(OSError):  # on a full disk the warning has to do
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / FILE, "a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -18,6 +20,7 @@ def diagnose(trainer: Trainer, message: str) -> None:
         return
     text = f"Step {trainer.global_step}, epoch {trainer.current_epoch}: {message}"
     rank_zero_warn(text)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "diagnosis.txt", "a", encoding="utf-8") as file:
-        file.write(f"{text}\n")
+    with contextlib.suppress(OSError):  # on a full disk the warning has to do
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "diagnosis.txt", "a", encoding="utf-8") as file:
+            file.write(f"{text}\n")

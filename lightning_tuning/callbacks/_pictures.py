@@ -32,15 +32,20 @@ def save_picture(trainer: Trainer, figure: Figure, name: str) -> Path | None:
         name: The file's name without its ending.
 
     Returns:
-        The file; None on all processes but the first.
+        The file; None on all processes but the first, and where the system refused to write it.
     """
     folder = run_folder(trainer)
     if not trainer.is_global_zero:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / f"{name}.png", folder / f".{name}.part.png"
-    figure.savefig(part, dpi=110)
-    os.replace(part, path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(part, dpi=110)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        rank_zero_warn(f"{path} was not written: {error.strerror or error}. Training goes on.")
+        return None
     show_picture(trainer, path)
     return path
 

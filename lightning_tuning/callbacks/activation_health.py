@@ -95,6 +95,9 @@ class ActivationHealth(Callback):
     def _forget(self) -> None:
         self._steps = 0
         self._looks = self._looks_drawn = 0
+        self._forget_readings()
+
+    def _forget_readings(self) -> None:
         self._report = Report(self._limits)
         self._idle_runs: dict[str, Tensor] = {}
         self._stride = 1
@@ -109,6 +112,8 @@ class ActivationHealth(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._release()
+        if not trainer.is_global_zero:  # a checkpoint has brought those of the first process, which alone looks
+            self._forget_readings()
 
         def stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             self._stepped |= not step_was_skipped(optimizer)

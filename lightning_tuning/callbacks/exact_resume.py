@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_tuning.checkpoint_preflight import check_loadable
-from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.errors import CheckpointError, InvalidValueError
 
 from ._epoch_means import restore_sums, sums_of_ranks
 
@@ -69,6 +69,7 @@ class ExactResume(Callback):
 
     Raises:
         InvalidValueError: If ``seed`` is not an integer in that range.
+        CheckpointError: At the fit's start, if some processes have a checkpoint to go on from and others have none.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -91,6 +92,7 @@ class ExactResume(Callback):
         self._metrics, self._sums, self._reopened = {}, [], False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_ranks_agree(trainer)
         check_loadable(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -171,6 +173,21 @@ class ExactResume(Callback):
             self._seed_device(bits)
         np.random.seed(bits >> 32)  # noqa: NPY002
         random.seed(bits)
+
+
+def _check_ranks_agree(trainer: Trainer) -> None:
+    """Raise if only some ranks resume: the others would begin, and all wait for one another until a timeout."""
+    if trainer.world_size == 1:
+        return
+    resumes = trainer.ckpt_path is not None
+    decide = trainer.strategy.reduce_boolean_decision
+    if decide(resumes, all=False) and not decide(resumes, all=True):
+        found = f"goes on from {trainer.ckpt_path}, and another one found" if resumes else "found"
+        raise CheckpointError(
+            f"Process {trainer.global_rank} of {trainer.world_size} {found} no checkpoint to go on from. All nodes "
+            "have to see one folder of runs (run.dir): put it on a file system that they share, or give --ckpt_path a "
+            "file that each of them has."
+        )
 
 
 def _mend_epoch_end(fit_loop: _FitLoop, reopened: bool) -> None:

@@ -150,7 +150,13 @@ def _class_of(path: str, content: dict[str, Any], class_path: str | None, otherw
     named = content.get(_CLASS_KEY)
     if named is None:
         return otherwise
-    found = imported(f"The class that frozen_teacher_checkpoint={path!r} was saved from", named)
+    own = named.startswith("lightning_tuning.")
+    found = imported(f"The class of frozen_teacher_checkpoint={path!r}", named) if own else _known(named)
+    if found is None:
+        raise InvalidValueError(
+            f"frozen_teacher_checkpoint={path!r} was saved from {named!r}, which is not imported, and a checkpoint may "
+            f"not say what is. Write frozen_teacher_class={named!r}, if that is your class."
+        )
     if not (isinstance(found, type) and issubclass(found, LightningModule)):
         raise InvalidValueError(
             f"frozen_teacher_checkpoint={path!r} names {named!r}, which is no LightningModule. Name its class in "
@@ -184,3 +190,15 @@ def _brief(error: Exception) -> str:
     text = " ".join(lines[:3])
     text = text if len(text) <= 300 else f"{text[:300]}..."
     return text if text.endswith(".") else f"{text}."
+
+
+def _known(path: str) -> Any:
+    """What a path stands for in the modules that are imported already, or None."""
+    names = path.split(".")
+    for count in range(len(names) - 1, 0, -1):
+        found: Any = sys.modules.get(".".join(names[:count]))
+        if found is not None:
+            for name in names[count:]:
+                found = getattr(found, name, None)
+            return found
+    return None

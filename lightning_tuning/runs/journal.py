@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 
 class JournalLogger(Logger):
@@ -20,6 +21,9 @@ class JournalLogger(Logger):
     Each log call appends one line, ``{"step": ..., "epoch": ..., "train/loss": ...}``, and hands it to the system at
     once, so a killed run keeps its journal. The JSON is strict: numbers that are not finite become the strings "NaN",
     "Infinity" and "-Infinity". :func:`read_journal` turns them back. Only the first process writes.
+
+    Where the system refuses to write, as on a full disk, one warning says so and the training goes on. The lines are
+    kept and written with the next one for which there is room.
 
     Args:
         folder: The run's folder. It is made when something is written.
@@ -38,7 +42,9 @@ class JournalLogger(Logger):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.folder = Path(folder)
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
+        self._unwritten: list[str] = []
+        self._warned = False
 
     @property
     def path(self) -> Path:
@@ -65,11 +71,26 @@ class JournalLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        first = {"step": step, **({"epoch": metrics["epoch"]} if "epoch" in metrics else {})}
+        self._unwritten.append(json.dumps(_strict({**first, **metrics}), allow_nan=False) + "\n")
+        try:
+            self._write()
+        except OSError as error:
+            self._warn(self.path, error)
+
+    def _write(self) -> None:
+        """Append what is not written yet: all of it, or nothing."""
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", buffering=1, encoding="utf-8")
-        first = {"step": step, **({"epoch": metrics["epoch"]} if "epoch" in metrics else {})}
-        self._file.write(json.dumps(_strict({**first, **metrics}), allow_nan=False) + "\n")
+            self._file = self.path.open("ab", buffering=0)
+        start, rest = os.fstat(self._file.fileno()).st_size, "".join(self._unwritten).encode()
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(start)
+            raise
+        self._unwritten.clear()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -77,16 +98,30 @@ class JournalLogger(Logger):
         params = vars(params) if isinstance(params, Namespace) else params
         path = self.folder / "hparams.json"
         known = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, {**known, **{k: v for k, v in params.items() if not k.startswith("_")}})
+        try:
+            write_json(path, {**known, **{k: v for k, v in params.items() if not k.startswith("_")}})
+        except OSError as error:
+            self._warn(path, error)
+
+    def _warn(self, path: Path, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"{path} was not written: {error.strerror}. Training goes on; the journal's values are kept in memory "
+                "until there is room."
+            )
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
+        if self._unwritten:
+            with contextlib.suppress(OSError):
+                self._write()
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_file": None, "_unwritten": []}
 
 
 def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -102,8 +137,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON so that a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(_strict(content), indent=2, allow_nan=False, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(_strict(content), indent=2, allow_nan=False, default=str) + "\n"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _strict(value: Any) -> Any:

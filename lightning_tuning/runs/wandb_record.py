@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.errors import CheckpointError, InvalidValueError
 
 from .journal import write_json
 
@@ -82,20 +82,35 @@ class RunRecord:
 def record_of_checkpoint(path: str | Path) -> RunRecord | None:
     """The record of the W&B run that a checkpoint's training logged to; None if it was written without one.
 
+    A checkpoint may come from anywhere, so of the files that it names only those are read and later written that hold
+    a record of the same run already.
+
     Raises:
         InvalidValueError: There is no such file.
+        CheckpointError: The run's id is the path of another file.
     """
     if not Path(path).is_file():
         raise InvalidValueError(f"ckpt_path is {str(path)!r}, but there is no such file.")
     state = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get(KEY)
     if state is None:
         return None
+    if Path(state["id"]).name != state["id"]:
+        raise CheckpointError(f"{path} names {state['id']!r} as its W&B run, which is no id of a run. It was changed.")
     for file in state["files"]:
-        with suppress(OSError, ValueError):
-            later = json.loads(Path(file).read_text())
-            if later["id"] == state["id"] and later["step"] >= state["step"]:
-                state = later
-    return RunRecord(**state)
+        later = _read(file, state["id"])
+        if later is not None and later["step"] >= state["step"]:
+            state = later
+    return RunRecord(**{**state, "files": [file for file in state["files"] if _read(file, state["id"])]})
+
+
+def _read(file: str, run: str) -> dict[str, Any] | None:
+    """The record of a run that a file holds; None if it holds none."""
+    try:
+        content: Any = json.loads(Path(file).read_text()) if Path(file).is_file() else None
+    except (OSError, ValueError):
+        return None
+    is_record = isinstance(content, dict) and content.keys() == {part.name for part in fields(RunRecord)}
+    return content if is_record and content["id"] == run else None
 
 
 class KeepRecord(Callback):

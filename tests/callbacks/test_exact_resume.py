@@ -327,6 +327,27 @@ def test_warnings_on_resume(tmp_path: Path) -> None:
         fit(tmp_path / "d", Net(), ExactResume(2), resume=f"{tmp_path}/c/step={BATCHES}.ckpt", max_epochs=1)
 
 
+class Forgets(Callback):
+    """Takes the checkpoint from one rank, as where a node does not see the folder of the runs."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_rank == self.rank:
+            trainer.ckpt_path = None
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_resume_or_none(rank: int, tmp_path: Path) -> None:
+    fit(tmp_path / "a", Net(), ExactResume(), max_epochs=1)
+    path = f"{tmp_path}/a/step={BATCHES}.ckpt"
+    settings: dict[str, Any] = {"strategy": "ddp_fork", "devices": 2, "resume": path, "max_epochs": 1}
+    found = f"goes on from {path}, and another one found|found"
+    with pytest.raises(Exception, match=rf"CheckpointError: Process \d of 2 ({found}) no checkpoint to go on from"):
+        fit(tmp_path / "b", Net(), Forgets(rank), ExactResume(), **settings)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, "7"])
 def test_bad_seed(seed: Any) -> None:
     with pytest.raises(InvalidValueError, match="it must be an integer from 0 to"):

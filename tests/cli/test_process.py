@@ -14,15 +14,20 @@ import lightning_tuning
 ROOT = Path(lightning_tuning.__file__).parents[1]
 
 
-def command(*args):
+def environment():
+    """This process's environment for a command of its own: the package's place, and no rank."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     hidden = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    env = {k: v for k, v in os.environ.items() if k not in hidden} | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    kept = {k: v for k, v in os.environ.items() if k not in hidden}
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def command(*args):
     return subprocess.run(
         [sys.executable, "-m", "lightning_tuning", *args],
         capture_output=True,
         text=True,
-        env=env,
+        env=environment(),
         timeout=200,
         check=False,
         # A shell that starts the tests in the background has Ctrl-C ignored.

@@ -1,6 +1,7 @@
 import json
 import math
 import pickle
+import resource
 from argparse import Namespace
 
 import pytest
@@ -63,6 +64,42 @@ def test_writing_leaves_the_old_file_when_it_fails(tmp_path):
         write_json(path, {"a": Unprintable()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.fixture
+def limit():
+    """Lets files grow to so many bytes alone, as a full disk does; None lets them grow again."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
+
+    yield limit
+    limit(None)
+
+
+def test_a_full_disk_keeps_the_values_until_there_is_room(tmp_path, limit, recwarn):
+    logger = JournalLogger(tmp_path)
+    logger.log_metrics({"a": 0.0}, step=0)
+    size = logger.path.stat().st_size
+    limit(size + 5)  # room for a part of the next line
+    logger.log_metrics({"a": 1.0}, step=1)
+    logger.log_hyperparams({"text": "x" * size})
+    logger.log_metrics({"a": 2.0}, step=2)
+    assert logger.path.stat().st_size == size
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    logger.finalize("failed")
+    assert logger.path.stat().st_size == size
+    limit(None)
+    assert pickle.loads(pickle.dumps(logger))._unwritten == []  # one of the two writes them
+    logger.finalize("success")
+    logger.log_metrics({"a": 3.0}, step=3)
+    assert [record["a"] for record in read_journal(logger.path)] == [0.0, 1.0, 2.0, 3.0]
+    (warning,) = [str(w.message) for w in recwarn]
+    assert warning == (
+        f"{logger.path} was not written: File too large. Training goes on; the journal's values are kept in memory "
+        "until there is room."
+    )
 
 
 def test_other_processes_write_nothing(tmp_path, monkeypatch):

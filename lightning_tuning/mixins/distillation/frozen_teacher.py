@@ -29,7 +29,7 @@ class FrozenTeacherMixin(TuningMixin):
         frozen_teacher_class: Import path, as in ``package.module.Name``, of the LightningModule that the checkpoint is
             of, or of a class or function that returns the network when it is called without arguments; such a network
             gets the checkpoint's weights if there is one. None: the class that the checkpoint names, as those of
-            modules with mixins and of the ready hosts do, or else the module's own.
+            modules with mixins and of the ready hosts do, if it is imported already; or else the module's own.
 
     Raises:
         InvalidValueError: The class is no text; or, at the start of training, the file, the class or the number of

@@ -1,4 +1,5 @@
 import copy
+import importlib
 import pickle
 import re
 
@@ -267,8 +268,26 @@ def test_files_that_do_not_fit(tmp_path, capsys):
     with pytest.raises(InvalidValueError, match=r"names 'torch\.nn\.Linear', which is no LightningModule"):
         fit(student(frozen_teacher_checkpoint=path), batches(1))
     torch.save({"state_dict": {}, "lightning_tuning_class": "gone.Net"}, path)
-    with pytest.raises(InvalidValueError, match=r"was saved from is 'gone\.Net', which cannot be imported"):
+    with pytest.raises(InvalidValueError, match=r"was saved from 'gone\.Net', which is not imported"):
         fit(student(frozen_teacher_checkpoint=path), batches(1))
+
+
+def test_a_checkpoint_does_not_say_what_is_imported(tmp_path, monkeypatch):
+    path = str(tmp_path / "a.ckpt")
+    folder = tmp_path / "evil_package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Net: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("evil_package")
+    for name in ("evil_package.evil.Net", "evil_package.evil"):
+        torch.save({"state_dict": {}, "lightning_tuning_class": name}, path)
+        with pytest.raises(InvalidValueError, match=rf"may not say what is. Write frozen_teacher_class='{name}', if"):
+            fit(student(frozen_teacher_checkpoint=path), batches(1))
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(InvalidValueError):  # the caller may
+        fit(student(frozen_teacher_checkpoint=path, frozen_teacher_class="evil_package.evil.Net"), batches(1))
+    assert (tmp_path / "ran").exists()
 
 
 def test_with_an_ema_teacher_one_of_them_has_to_give_the_labels():

@@ -1,0 +1,117 @@
+"""A recipe with a teacher and SAM on two nodes: equal to one node; nodes that die, and one that falls silent."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_tuning.runs import read_journal
+from tests.contract.nets import assert_equal_state
+
+from .nodes import two_nodes
+from .test_process import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+CONFIG = """
+model:
+  init_args: {ema_teacher_labels: true, mean_teacher_weight: 1, sam_rho: 0.05}
+data:
+  init_args: {num_labels: 200, batch_size: 8, unlabeled_batch_size: 16, steps_per_epoch: 4}
+trainer:
+  max_epochs: 3
+  max_steps: -1
+  log_every_n_steps: 1
+  check_val_every_n_epoch: 1
+  enable_progress_bar: false
+  enable_model_summary: false
+  callbacks:
+    - class_path: ModelCheckpoint
+      init_args: {filename: last, every_n_train_steps: 1, enable_version_counter: false}
+    - class_path: tests.cli.nodes.Fate
+run: {test: false}
+"""
+RECIPE = ROOT / "recipes/digits_semi_supervised/config.yaml"
+KILL, STOP = int(signal.SIGKILL), int(signal.SIGSTOP)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nodes")
+    (folder / "small.yaml").write_text(CONFIG)
+    with two_nodes(folder) as nodes:
+        yield nodes
+
+
+def fit(nodes, name, *args, **kwargs):
+    configs = (f"--config={RECIPE}", "--config=small.yaml", "--config=preset:multi_node", "--config=preset:ddp")
+    auto = (f"--run.name={name}", "--ckpt_path=auto", "--trainer.accelerator=cpu")
+    return nodes.run("fit", *configs, *auto, *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def whole(nodes):
+    ended = fit(nodes, "whole")
+    assert [node.code for node in ended] == [0, 0], ended
+    return nodes.folder / "runs/whole"
+
+
+def values(folder):
+    """What the runs of a name logged, by step, without the times."""
+    logged: dict[int, dict] = {}
+    for file in sorted(Path(folder).glob("*/metrics.jsonl")):
+        for line in read_journal(file):
+            kept = {key: value for key, value in line.items() if "time" not in key and "seconds" not in key}
+            logged.setdefault(line["step"], {}).update(kept)
+    return logged
+
+
+def last(folder):
+    path = max(Path(folder).glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+    return torch.load(path, weights_only=True)
+
+
+def assert_the_same_end(ours, theirs):
+    a, b = last(ours), last(theirs)
+    assert a["global_step"] == b["global_step"] == 12
+    assert_equal_state(a["state_dict"], b["state_dict"])
+    assert_equal_state(a["optimizer_states"][0], b["optimizer_states"][0])
+    assert values(ours) == values(theirs)
+
+
+def test_two_nodes_are_one_node_with_two_processes(nodes, whole):
+    (ended,) = fit(nodes, "one", count=1)
+    assert ended.code == 0, ended.output
+    assert_the_same_end(whole, nodes.folder / "runs/one")
+    assert len(list(whole.iterdir())) == 1  # the second node writes nothing
+    logged = values(whole)
+    assert {step for step, line in logged.items() if "train/mean_teacher" in line} == set(range(12))
+    states = last(whole)["state_dict"]
+    teacher = {key: value for key, value in states.items() if key.startswith("ema_teacher.network") and "weight" in key}
+    assert teacher
+    assert not any(torch.equal(value, states[key.removeprefix("ema_teacher.")]) for key, value in teacher.items())
+
+
+def test_nodes_that_die_and_the_run_that_goes_on(nodes, whole):
+    """The second node in the middle of the second epoch, then the first in the middle of the third."""
+    for rank, place in ((1, 6), (0, 9)):
+        ended = fit(nodes, "killed", fate=f"{rank},{place},{KILL}")
+        assert ended[rank].code == -KILL
+        assert ended[1 - rank].code == 1, ended[1 - rank].output
+        assert last(nodes.folder / "runs/killed")["global_step"] == place
+    ended = fit(nodes, "killed")
+    assert [node.code for node in ended] == [0, 0], ended
+    assert_the_same_end(nodes.folder / "runs/killed", whole)
+    assert len(list((nodes.folder / "runs/killed").iterdir())) == 3
+
+
+def test_a_node_that_falls_silent_ends_the_others_after_the_timeout(nodes):
+    """Its processes are stopped, so their connections stay open: to the other node it is as if the cable was cut."""
+    strategy = "--trainer.strategy={class_path: DDPStrategy, init_args: {timeout: '0:00:15'}}"
+    first, second = fit(nodes, "silent", strategy, fate=f"1,6,{STOP}", grace=1)
+    assert (first.code, second.code) == (1, None)
+    assert re.search("Timed out waiting 15000ms|Application timeout caused pair closure", first.output), first.output
+    assert last(nodes.folder / "runs/silent")["global_step"] == 6
