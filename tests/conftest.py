@@ -7,12 +7,23 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import contextlib
 import logging
+import resource
 
 import pytest
 import torch
 from lightning_utilities.core import rank_zero
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """A test that lets no file grow, as a full disk does, stops no report of pytest's, which may go into a file."""
+    try:
+        return (yield)
+    finally:
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 @pytest.fixture(autouse=True)
