@@ -75,9 +75,9 @@ class ResumeReport:
 
     Example:
         >>> print(ResumeReport((MomentResult("mid-epoch", 6), MomentResult("epoch end", 8)), steps=12))
-        moment      resumed at  result
-        mid-epoch   step 6      equal
-        epoch end   step 8      equal
+        moment     resumed at  result
+        mid-epoch  step 6      equal
+        epoch end  step 8      equal
         Every resumed run equals the uninterrupted one of 12 steps bit for bit.
     """
 

@@ -91,6 +91,7 @@ def test_views_draw_their_own_numbers():
     assert unlabeled["strong"].dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:weak_transforms is given, but nothing uses it")
 def test_validation_is_not_augmented():
     data = DigitsDataModule(augment="batch(crop=3)", weak_transforms="batch(crop=3)", num_workers=0, **SETTINGS)
     x, _ = fit(data).seen_in_validation
