@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 
 from lightning_tuning import (
     BatchNormRecalibration,
-    EarlyStop,
     ExactResume,
     FiniteGuard,
     SaveOnSignal,
@@ -35,7 +34,7 @@ TWO_RANKS = ("mid-epoch", "SIGTERM")
 
 AT_THE_END = {BatchNormRecalibration, WeightSWA}
 """They compute statistics of batch norm anew at a run's end, which max_steps is, and the longer run does not there."""
-OWN_STATISTICS = {EarlyStop, FiniteGuard, SnapshotEnsemble}
+OWN_STATISTICS = {FiniteGuard, SnapshotEnsemble}
 """They copy each rank's own statistics of batch norm. A checkpoint has rank 0's, which DDP gives to all ranks."""
 
 
