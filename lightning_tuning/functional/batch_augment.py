@@ -79,7 +79,7 @@ def batch_erase(x: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Ten
     columns = _inside(left, width, x.shape[-1])
     box = rows[:, :, None] & columns[:, None, :]
     box = box.view(len(x), *[1] * (x.ndim - 3), *x.shape[-2:])
-    if not x.is_floating_point():  # exact there, and on a CPU a fifth of the time of a broadcast mask
+    if x.dtype == torch.uint8:  # on a CPU a fifth of the time of a broadcast mask
         return x * ~box + box.to(x.dtype) * int(fill)
     # A copy first: masked_fill would not keep channels_last.
     return x.clone().masked_fill_(box, fill)
