@@ -78,8 +78,16 @@ def test_the_table_has_every_callback():
     assert kinds == set(CALLBACKS) | NO_ROW
 
 
+def slow(value):
+    """A row of the slow tests: by default each class is tried in one way."""
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
+BF16 = {"precision": "bf16-mixed", "accumulate_grad_batches": 2}
+
+
 @of_kind("watches")
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", slow("bf16-mixed"), slow("16-mixed")])
 def test_training_is_bitwise_what_it_is_without_a_watcher(kind, precision, tmp_path):
     nets = [make(kind), make(kind)]
     for net, watching in zip(nets, [[], [CALLBACKS[kind].make()]], strict=True):
@@ -107,7 +115,7 @@ def test_nothing_is_left_behind(kind, tmp_path):
 
 @every_callback
 @pytest.mark.parametrize("step", [STEPS, STEPS + 2], ids=["epoch", "mid-epoch"])
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", slow("16-mixed")])
 def test_resume_is_the_straight_run_bitwise(kind, step, precision, tmp_path):
     def run(seed, ckpt_path=None):
         callback, net = CALLBACKS[kind].make(), make(kind, seed)
@@ -140,7 +148,7 @@ def test_a_step_that_the_scaler_skips_advances_nothing(kind, tmp_path):
 
 
 @every_callback
-@pytest.mark.parametrize("settings", [{}, {"precision": "bf16-mixed", "accumulate_grad_batches": 2}], ids=["32", "b16"])
+@pytest.mark.parametrize("settings", [{}, slow(BF16)], ids=["32", "b16"])
 def test_two_ranks_end_equal(kind, settings, tmp_path):
     ranks = {"strategy": "ddp_fork", "devices": 2}
     fit(make(kind), [CALLBACKS[kind].make(), SaveRank(tmp_path)], tmp_path, size=4, max_epochs=2, **ranks, **settings)

@@ -76,8 +76,12 @@ def fit_epochs(net, setting, tmp_path, epochs, ckpt_path=None, **kwargs):
     return made
 
 
+LOWER = [pytest.param(precision, marks=pytest.mark.slow) for precision in ("bf16-mixed", "16-mixed")]
+"""By default each row is resumed in one precision; ``test_mixed_precision_stays_finite`` trains it in the others."""
+
+
 @every_row
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", *LOWER])
 def test_resume_is_the_straight_run_bitwise(row, precision, tmp_path):
     _, setting = ROWS[row]
     straight = make(row)

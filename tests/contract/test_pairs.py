@@ -1,6 +1,6 @@
 """Every two techniques on one module: they train, stay finite, and a resumed run equals the straight one bitwise.
 
-Pairs of distant stages that change nothing in common take no part in each other: they are with the slow tests.
+By default each technique is tried with its neighbour in the order of stages; all other pairs are with the slow tests.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from lightning_tuning import ExactResume, compose
 from lightning_tuning.errors import CompositionError
-from lightning_tuning.mixins import STAGES, TECHNIQUES
+from lightning_tuning.mixins import TECHNIQUES
 
 from .nets import Host, assert_equal_state, loaders, trainer
 from .settings import conflict, stacked, with_companions
@@ -29,14 +29,11 @@ def fit(pair, tmp_path, epochs, ckpt_path=None):
     return made
 
 
-def close(a, b) -> bool:
-    if a.stage == b.stage or set(a.changes) & set(b.changes):
-        return True
-    return None not in (a.stage, b.stage) and abs(STAGES.index(a.stage) - STAGES.index(b.stage)) == 1
+NEIGHBOURS = set(itertools.pairwise(TECHNIQUES))
 
 
 def row(pair):
-    marks = () if close(*pair) else pytest.mark.slow
+    marks = () if pair in NEIGHBOURS or conflict(*pair) else pytest.mark.slow
     return pytest.param(pair, id="-".join(technique.stem for technique in pair), marks=marks)
 
 

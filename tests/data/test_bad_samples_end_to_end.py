@@ -84,7 +84,7 @@ def test_raise_in_evaluation(tmp_path, name, num_workers):
     assert str(raised.value) == f"{path}: {BAD[name][2]}. {BAD[name][3]}"
 
 
-@WORKERS
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_skip(tmp_path, num_workers):
     """All of them in one folder, 1 % exactly: named once, though they are drawn in two epochs."""
     root = write_folder(tmp_path / "data", {"a": range(100), "b": range(100, 200)})

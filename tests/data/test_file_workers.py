@@ -95,7 +95,7 @@ WAYS = [
         start,
         persistent,
         id=f"{name}-{workers}-{start}-{'persistent' if persistent else 'anew'}",
-        marks=pytest.mark.slow if start == "spawn" else (),
+        marks=() if start == "fork" and (name == "folder" or (workers, persistent) == (2, True)) else pytest.mark.slow,
     )
     for name in MAKERS
     for workers in (1, 2, 4)
@@ -134,7 +134,7 @@ def test_the_datamodules_own_workers(files, expected, name):
 
 
 @pytest.mark.parametrize("name", ["folder", "masks", "arrays"])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_distinct_augmentations_are_samples_times_epochs(files, name, num_workers):
     """Of all labelled samples in four epochs no two views are equal; the pictures have no two equal rows."""
     data = made(name, files, num_workers=num_workers, steps_per_epoch=SAMPLES // 4)

@@ -89,6 +89,7 @@ def test_each_step_of_the_mending_has_those_before_it():
     assert mending[2].items() < faster[0].items()
 
 
+@pytest.mark.slow
 def test_the_comparison_writes_table_curves_and_diagnoses(compare, tmp_path, monkeypatch, capsys):
     variants = tmp_path / "variants.yaml"
     variants.write_text("sigmoids: {}\nbatch norm: {model.activation_name: relu, model.network.norm: true}\n")
