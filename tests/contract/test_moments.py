@@ -9,7 +9,6 @@ import functools
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from lightning_tuning import (
     BatchNormRecalibration,
@@ -36,12 +35,6 @@ AT_THE_END = {BatchNormRecalibration, WeightSWA}
 """They compute statistics of batch norm anew at a run's end, which max_steps is, and the longer run does not there."""
 OWN_STATISTICS = {FiniteGuard, SnapshotEnsemble}
 """They copy each rank's own statistics of batch norm. A checkpoint has rank 0's, which DDP gives to all ranks."""
-
-
-@pytest.fixture(autouse=True)
-def _pictures_are_not_painted(monkeypatch):
-    """That would be half of the time."""
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **kwargs: path.write_bytes(b""))
 
 
 def keeping_place(setting, size=32):
