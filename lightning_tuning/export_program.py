@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.functional import evaluating
 from lightning_tuning.runs.checkpoint_io import whole_file
 
 PROGRAMS = (".pt2", ".onnx")
@@ -45,21 +46,17 @@ def export_program(module: LightningModule, example: Tensor, out: str | Path) ->
             f"example has the shape {list(example.shape)}; it must be [N, ...] with N of at least 2, or the program "
             "would take one sample alone."
         )
-    was_training = {part: part.training for part in module.modules()}
     example = example.to(module.device)
     other = torch.cat([example, example[:1]])
     try:
-        with torch.no_grad():
-            forward = _Forward(module.eval())
+        with torch.no_grad(), evaluating(module):
+            forward = _Forward(module).eval()
             expected = forward(other)
             content, run = _WRITERS[out.suffix](forward, example)
             # Not bit for bit: other kernels add in another order.
             torch.testing.assert_close(run(other), expected, rtol=1e-4, atol=1e-5)
     except AssertionError as error:
         raise InvalidValueError(f"As a program {type(module).__name__} has other outputs: {_line(error)}") from error
-    finally:
-        for part, training in was_training.items():
-            part.training = training
     with whole_file(out) as file:
         file.write(content)
     return out

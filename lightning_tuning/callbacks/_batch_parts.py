@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.functional import has_streams
 
 
 class Part(NamedTuple):
@@ -36,7 +37,7 @@ def units_of(batch: Any) -> int:
     Raises:
         InvalidValueError: Something in the batch cannot be divided, or is not of as many rows as the rest.
     """
-    if not _has_streams(batch):
+    if not has_streams(batch):
         return _row_count(batch, "batch")
     counts = {key: _row_count(stream, f"batch[{key!r}]") for key, stream in batch.items()}
     return math.gcd(*counts.values())
@@ -64,7 +65,7 @@ def parts_of(batch: Any, parts: int) -> list[Part]:
         return [Part(batch, 1.0, 0)]
     parts = min(parts, units)
     bounds = [-(-units * k // parts) for k in range(parts + 1)]
-    streams = dict(batch) if _has_streams(batch) else {None: batch}
+    streams = dict(batch) if has_streams(batch) else {None: batch}
     scales = {key: _row_count(stream, "batch") // units for key, stream in streams.items()}
     main = scales.get("labeled", 1)
     found = []
@@ -99,10 +100,6 @@ def weighted_mean(values: Sequence[Any], weights: Sequence[float]) -> Any:
     if len(values) == 1:
         return values[0]
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
-
-
-def _has_streams(batch: Any) -> bool:
-    return isinstance(batch, Mapping) and {"labeled", "unlabeled"} <= batch.keys()
 
 
 def _row_count(batch: Any, name: str) -> int:

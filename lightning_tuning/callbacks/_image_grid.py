@@ -33,6 +33,11 @@ def are_images(x: object) -> bool:
     return isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()
 
 
+def are_ids(target: object) -> bool:
+    """Whether targets are class ids ``[N]``."""
+    return isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()
+
+
 def class_name(trainer: Trainer, index: int) -> str:
     """What the datamodule calls a class, else its id."""
     names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
@@ -61,8 +66,9 @@ def image_grid(
     figure = Figure(figsize=(1.35 * columns, 0.5 + 1.6 * rows), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    scale = _scale(trainer, module)
     for axis, tile in zip(axes, tiles, strict=False):
-        pixels = _pixels(tile.image.detach().float().cpu(), _scale(trainer, module))
+        pixels = _pixels(tile.image.detach().float().cpu(), scale)
         axis.imshow(pixels, cmap="gray" if pixels.ndim == 2 else None, vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(tile.text, fontsize=8, color=tile.color)
         axis.set(xticks=[], yticks=[])

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_tuning.errors import InvalidValueError
-from lightning_tuning.functional import recalibrate_batch_norm, tracking_batch_norms
+from lightning_tuning.functional import labeled_part, recalibrate_batch_norm, tracking_batch_norms
 
 TRAIN_LOADER = "train_dataloader"
 
@@ -91,8 +91,7 @@ def _inputs(trainer: Trainer, pl_module: LightningModule, limit: int | None, dat
 
 
 def _input(pl_module: LightningModule, batch: Any) -> Any:
-    if isinstance(batch, dict) and {"labeled", "unlabeled"} <= batch.keys():
-        batch = batch["labeled"]
+    batch = labeled_part(batch)
     unpack = getattr(pl_module, "unpack_batch", None)
     if unpack is not None:
         return unpack(batch)[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_tuning.errors import check_count
 
-from ._image_grid import Tile, are_images, class_name, image_grid
+from ._image_grid import Tile, are_ids, are_images, class_name, image_grid
 from ._pictures import save_picture
 
 
@@ -50,7 +50,7 @@ class AugmentedSamples(Callback):
         for name, (x, target) in _views(batch).items():
             row = x[: self.n]
             columns = columns or len(row)
-            known = isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()
+            known = are_ids(target)
             texts = [class_name(trainer, int(k)) if known else "" for k in (target if known else row)[: len(row)]]
             tiles += [
                 Tile(image, f"{name if not i else ''} {text}".strip())

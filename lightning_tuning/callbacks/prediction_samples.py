@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_tuning.errors import check_choice, check_count
 
-from ._image_grid import BAD, GOOD, Tile, are_images, class_name, image_grid
+from ._image_grid import BAD, GOOD, Tile, are_ids, are_images, class_name, image_grid
 from ._pictures import save_picture
 
 
@@ -67,7 +67,7 @@ class PredictionSamples(Callback):
         unpack: Any = getattr(pl_module, "unpack_batch", None)
         items = batch if unpack is None else unpack(batch)
         x, target = items[:2] if isinstance(items, (tuple, list)) and len(items) > 1 else (None, None)
-        if not (are_images(x) and isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()):
+        if not (are_images(x) and are_ids(target)):
             if not self._told:
                 rank_zero_info("PredictionSamples draws nothing: it needs batches of images [N, C, H, W] and ids [N].")
             self._told = True

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_tuning.errors import check_count, check_range
-from lightning_tuning.functional import get_rng_state, set_rng_state
+from lightning_tuning.functional import evaluating, get_rng_state, set_rng_state
 
 from ._image_grid import BAD, GOOD, PLAIN, Tile, are_images, class_name, image_grid
 from ._pictures import save_picture
@@ -92,12 +92,9 @@ class PseudoLabelPanel(Callback):
     @staticmethod
     def _believed(trainer: Trainer, module: LightningModule, views: Tensor) -> Tensor:
         """The logits ``[N, C, ...]`` of the pseudo labels; modes and random generators are left as they were."""
-        modes, random = {m: m.training for m in module.modules()}, get_rng_state(module.device)
+        random = get_rng_state(module.device)
         try:
-            module.eval()
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
+            with evaluating(module), torch.no_grad(), trainer.precision_plugin.forward_context():
                 return module.pseudo_logits(views).float().cpu()  # type: ignore[operator]
         finally:
             set_rng_state(random)
-            for submodule, mode in modes.items():
-                submodule.training = mode

@@ -55,6 +55,7 @@ from .magnitude import magnitude_counts
 from .mart import mart_divergence, mart_margin
 from .mixing import Box, dominant_shares, mix, paste, sample_beta, sample_box, squares
 from .mixmatch import mixmatch_loss, rotate_quarters
+from .modes import evaluating
 from .noise import add_noise_, noise_std
 from .orthogonality import orthogonality
 from .penalty import half_squared_distance, half_squared_norm, l1_norm
@@ -69,6 +70,7 @@ from .samples import of_samples, random_directions, sample_norms, unit_samples
 from .scaling import step_was_skipped
 from .soup import StateMean, greedy_soup, uniform_soup
 from .spike import spike_threshold
+from .streams import has_streams, labeled_part
 from .targets import class_probabilities, counted, smooth_labels
 from .term_watch import TermWatch
 from .unit_health import idle_units, moments, off_below, run_lengths, saturated
@@ -76,9 +78,6 @@ from .virtual_adversarial import fisher_product, softmax_curvature
 from .weight_average import Trained, WeightAverage, assign_, parts_named, reshard, trained_parts
 
 __all__ = [
-    "ANNEALINGS",
-    "INIT_METHODS",
-    "LARGEST_SIGMA_REL",
     "Box",
     "Boxes",
     "Decoupled",
@@ -96,6 +95,7 @@ __all__ = [
     "adaptive_clip_",
     "add_noise_",
     "align",
+    "ANNEALINGS",
     "asam_ascent",
     "ascent_direction",
     "assign_",
@@ -129,6 +129,7 @@ __all__ = [
     "ensemble_target",
     "entropy",
     "error_odds",
+    "evaluating",
     "falling_threshold",
     "feature_distance",
     "fisher_product",
@@ -145,9 +146,11 @@ __all__ = [
     "half_squared_distance",
     "half_squared_norm",
     "hard",
+    "has_streams",
     "idle_units",
     "in_inputs",
     "in_pixels",
+    "INIT_METHODS",
     "init_weight_",
     "input_gradients",
     "interpolate",
@@ -159,6 +162,8 @@ __all__ = [
     "keyed_uniform",
     "kl_divergence",
     "l1_norm",
+    "labeled_part",
+    "LARGEST_SIGMA_REL",
     "logit_distance",
     "lr_sweep",
     "magnitude_counts",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .modes import evaluating
 from .precision import at_least_float32
 from .rng import get_rng_state, set_rng_state
 
@@ -152,19 +153,14 @@ def recalibrate_batch_norm(
         True
     """
     layers = tracking_batch_norms(module) if layers is None else list(layers)
-    modes = [(m, m.training) for m in module.modules()]
     first = next(module.parameters(), None)
     rng = get_rng_state(torch.device("cpu") if first is None else first.device)
     number = 0
     try:
-        for part, _ in modes:
-            part.training = False
-        with population_statistics(layers):
+        with evaluating(module), population_statistics(layers):
             for number, batch in enumerate(batches, 1):  # noqa: B007
                 x = batch[0] if forward is None and isinstance(batch, (tuple, list)) else batch
                 (forward or module)(x)
     finally:
-        for part, mode in modes:
-            part.training = mode
         set_rng_state(rng)
     return number

@@ -12,10 +12,9 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_tuning.functional import get_rng_state, set_rng_state
+from lightning_tuning.functional import get_rng_state, labeled_part, set_rng_state
 
 from .base import TuningMixin
-from .unlabeled import labeled_part
 
 
 def scale_to_unit_variance(module: TuningMixin, layers: Collection[nn.Module]) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_tuning.errors import InvalidValueError
-from lightning_tuning.functional import dominant_shares, mix
+from lightning_tuning.functional import dominant_shares, labeled_part, mix
 from lightning_tuning.functional.precision import at_least_float32
 
 from .inputs import check_class_logits, check_inputs, map_inputs
 from .mixing import soft_target
-from .unlabeled import Unlabeled, UnlabeledMixin, agreement, fits, joined, labeled_part
+from .unlabeled import Unlabeled, UnlabeledMixin, agreement, fits, joined
 
 
 class MixedStreams(NamedTuple):

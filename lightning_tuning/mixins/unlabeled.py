@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tuning.errors import InvalidValueError
-from lightning_tuning.functional import is_batch_norm
+from lightning_tuning.functional import has_streams, is_batch_norm, labeled_part
 
 from .base import TuningMixin
 from .inner_pass import in_inner_pass
@@ -169,16 +169,6 @@ def agreement(label: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             f"{list(label.shape)}. Give class ids of that shape as its target, or none."
         )
     return label == target, target >= 0
-
-
-def has_streams(batch: Any) -> bool:
-    """Whether it is a batch ``{"labeled": ..., "unlabeled": ...}``."""
-    return isinstance(batch, Mapping) and {"labeled", "unlabeled"} <= batch.keys()
-
-
-def labeled_part(batch: Any) -> Any:
-    """The labelled part of a batch with two streams; a batch without them is itself the labelled part."""
-    return batch["labeled"] if has_streams(batch) else batch
 
 
 def _views(part: Any, complete: bool) -> dict[str, Any] | None:

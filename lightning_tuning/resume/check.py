@@ -22,6 +22,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from lightning_tuning.callbacks.save_on_signal import EXIT_CODE
 from lightning_tuning.errors import ResumeError, check_choice, check_count
+from lightning_tuning.functional import get_rng_state, set_rng_state
 
 from .compare import START, first_difference
 from .report import Difference, MomentResult, ResumeReport
@@ -199,10 +200,9 @@ def _silence() -> Iterator[None]:
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    kept = get_rng_state(torch.device("cpu"))
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng():  # those of all devices
             yield
     finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
+        set_rng_state(kept)

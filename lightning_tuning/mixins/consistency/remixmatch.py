@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
-from lightning_tuning.functional import sharpen
+from lightning_tuning.functional import labeled_part, sharpen
 from lightning_tuning.functional.precision import at_least_float32
 from lightning_tuning.mixins.distribution_alignment import DistributionAlignment
 from lightning_tuning.mixins.families import alternatives
@@ -17,7 +17,6 @@ from lightning_tuning.mixins.mixing import noting_soft_target, soft_target
 from lightning_tuning.mixins.plan import Cost
 from lightning_tuning.mixins.ramps import check_ramp
 from lightning_tuning.mixins.rotation import RotationHead, linear_layers, rotation_head
-from lightning_tuning.mixins.unlabeled import labeled_part
 
 
 class ReMixMatchMixin(MixedStreamsMixin):
