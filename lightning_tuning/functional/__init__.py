@@ -78,6 +78,9 @@ from .virtual_adversarial import fisher_product, softmax_curvature
 from .weight_average import Trained, WeightAverage, assign_, parts_named, reshard, trained_parts
 
 __all__ = [
+    "ANNEALINGS",
+    "INIT_METHODS",
+    "LARGEST_SIGMA_REL",
     "Box",
     "Boxes",
     "Decoupled",
@@ -95,7 +98,6 @@ __all__ = [
     "adaptive_clip_",
     "add_noise_",
     "align",
-    "ANNEALINGS",
     "asam_ascent",
     "ascent_direction",
     "assign_",
@@ -150,7 +152,6 @@ __all__ = [
     "idle_units",
     "in_inputs",
     "in_pixels",
-    "INIT_METHODS",
     "init_weight_",
     "input_gradients",
     "interpolate",
@@ -163,7 +164,6 @@ __all__ = [
     "kl_divergence",
     "l1_norm",
     "labeled_part",
-    "LARGEST_SIGMA_REL",
     "logit_distance",
     "lr_sweep",
     "magnitude_counts",
