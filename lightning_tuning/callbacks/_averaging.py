@@ -13,9 +13,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from lightning_tuning.errors import NoEffectError, check_choice
@@ -25,7 +24,7 @@ from lightning_tuning.timing.durations import check_duration, duration_of
 from ._counted_steps import CountedSteps
 from ._gradients import holds_whole_gradients
 from ._raw_validation import RawValidation
-from ._training_batches import recalibrate_on_training_data
+from ._training_batches import hand_out_buffers, recalibrate_on_training_data
 
 BufferPolicy = Literal["average", "copy", "recompute"]
 
@@ -69,6 +68,9 @@ class AveragingCallback(CountedSteps):
         self._average: WeightAverage | None = None
         self._trained: list[bool] = []
         self._recomputed = -1
+        """The update whose batch norm statistics were computed anew."""
+        self._planned: tuple[int, dict[str, Tensor]] | None = None
+        """Where a run ends within an epoch: the same and the statistics themselves as a longer run has them there."""
         self._versions: list[int] | None = None
         self._raw_validation: RawValidation | None = None
 
@@ -93,7 +95,7 @@ class AveragingCallback(CountedSteps):
         if _state_of(trainer.strategy) is not self:  # not a fit that an earlier one of this Trainer goes on with
             self._average, self._steps, self._updates = None, 0, 0
         self._swap_out(pl_module)
-        self._versions = None
+        self._versions, self._planned = None, None
         trainer.strategy.lightning_module_state_dict = AveragedState(trainer.strategy, self)  # type: ignore[method-assign]
 
     def _check_surroundings(self, trainer: Trainer) -> None:
@@ -170,7 +172,7 @@ class AveragingCallback(CountedSteps):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             self._swap_out(pl_module)
-            _hand_out_buffers(trainer)
+            hand_out_buffers(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._raw_validation is not None and not trainer.sanity_checking:
@@ -182,7 +184,7 @@ class AveragingCallback(CountedSteps):
         if self.buffers == "recompute" and self._average is not None:  # for the checkpoint of an epoch's end
             self._evaluate_average(trainer, pl_module)
             self._swap_out(pl_module)
-            _hand_out_buffers(trainer)
+            hand_out_buffers(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.final == "average":
@@ -208,6 +210,8 @@ class AveragingCallback(CountedSteps):
     def _evaluate_average(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap_in(pl_module)
         if self.buffers == "recompute" and self._average is not None and self._recomputed != self._updates:
+            if not trainer.validating and not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+                self._planned = self._recomputed, self._average.statistics()
             self._recomputed = self._updates
             recalibrate_on_training_data(trainer, pl_module)
 
@@ -261,13 +265,16 @@ class AveragingCallback(CountedSteps):
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._steps, "updates": self._updates, "recomputed": self._recomputed}
+        recomputed = self._recomputed if self._planned is None else self._planned[0]
+        return {"steps": self._steps, "updates": self._updates, "recomputed": recomputed}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._drop_if_outdated()
         if self._average is not None:
             state = checkpoint["callbacks"][self.state_key]
             state["raw"], state["finer"] = self._average.raw(), self._average.finer()
+            if self._planned is not None:
+                state["finer"] |= self._planned[1]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -285,7 +292,7 @@ class AveragingCallback(CountedSteps):
             parts = parts_named(pl_module, raw)
             averaged = parts if self.buffers != "copy" else Trained(parts.parameters, {})
             self._average = WeightAverage(averaged, self.buffers == "recompute", self.offload)
-            self._average.load(state.pop("finer"))
+            self._average.load(state.pop("finer"))  # and the statistics that the run's end computed for its delivery
             assign_(parts, raw)
 
 
@@ -310,13 +317,6 @@ def _state_of(strategy: Strategy) -> AveragingCallback | None:
 
 def _trained(trainer: Trainer) -> list[bool]:
     return [p.requires_grad for o in trainer.optimizers for group in o.param_groups for p in group["params"]]
-
-
-def _hand_out_buffers(trainer: Trainer) -> None:
-    """Let DDP give rank 0's buffers to all ranks in the next forward pass; it has seen none since the average's."""
-    model = trainer.strategy.model
-    if isinstance(model, DistributedDataParallel):
-        model.require_forward_param_sync = True
 
 
 def _reshard(pl_module: LightningModule) -> None:

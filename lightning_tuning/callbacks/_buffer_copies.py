@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 
@@ -69,6 +70,16 @@ def buffer_owners(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     for owner in module.modules():
         if not getattr(owner, "advances_with_optimizer", False):
             yield from ((owner, name) for name in owner._buffers)
+
+
+def rank_zero_buffers(trainer: Trainer, copies: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rank 0's of those copies that are of the module's buffers, by name. Every rank has to call it.
+
+    Batch norm's statistics differ from rank to rank. Checkpoints have rank 0's, and DDP gives them to all ranks, so a
+    run that keeps each rank's own would not be the resumed one.
+    """
+    names = [name for name, _ in trainer.lightning_module.named_buffers() if name in copies]
+    return trainer.strategy.broadcast({name: copies[name] for name in names})
 
 
 def _version(tensor: Tensor) -> int:

@@ -9,15 +9,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from ._buffer_copies import buffer_owners
+from ._buffer_copies import buffer_owners, rank_zero_buffers
 
 
 def take_snapshot(trainer: Trainer) -> dict[str, Any]:
     """Copies, as a checkpoint can hold them. States that advance with the optimizer are left out: they hold good steps
-    only."""
+    only. Every rank has to call it."""
+    module = trainer.lightning_module
+    tensors = {name: _copy(tensor) for name, tensor in _tensors(module).items()}
     return {
         "step": trainer.global_step,
-        "tensors": {name: _copy(tensor) for name, tensor in _tensors(trainer.lightning_module).items()},
+        "tensors": tensors | rank_zero_buffers(trainer, tensors),
         "callbacks": {c.state_key: apply_to_collection(c.rewind_state(), Tensor, _copy) for c in _rewound(trainer)},
         "optimizers": [apply_to_collection(o.state_dict()["state"], Tensor, _copy) for o in trainer.optimizers],
     }

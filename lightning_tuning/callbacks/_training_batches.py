@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import labeled_part, recalibrate_batch_norm, tracking_batch_norms
@@ -61,6 +62,13 @@ def trained_batch_norms(trainer: Trainer, pl_module: LightningModule) -> list[_B
     named = {name: m for name, m in pl_module.named_modules() if isinstance(m, _BatchNorm)}
     kept = [m for name, m in named.items() if modes.get(name, m.training) or m in teachers]
     return [m for m in tracking_batch_norms(pl_module) if m in kept]
+
+
+def hand_out_buffers(trainer: Trainer) -> None:
+    """Let DDP give rank 0's buffers to all ranks in the next forward pass; those that it gave last were exchanged."""
+    model = trainer.strategy.model
+    if isinstance(model, DistributedDataParallel):
+        model.require_forward_param_sync = True
 
 
 @contextmanager

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_tuning.errors import NoEffectError, check_count
 
 from ._averaging import AveragingCallback
 from ._gradients import holds_whole_gradients
-from ._training_batches import TRAIN_LOADER, recalibrate_on_training_data
+from ._training_batches import TRAIN_LOADER, hand_out_buffers, recalibrate_on_training_data
 
 
 class BatchNormRecalibration(Callback):
@@ -21,12 +24,13 @@ class BatchNormRecalibration(Callback):
 
     In training batch norm keeps moving averages, which are noisy and belong to the weights of the last hundred steps.
     This callback runs training batches through the network and takes the mean and the variance over all of their
-    samples and ranks. What is validated, saved and delivered then has these statistics. Layers that somebody put into
-    evaluation mode for the training are frozen and keep theirs.
+    samples and ranks. What is validated, saved and delivered then has these statistics; with a callback that averages
+    weights they are the average's. Layers that somebody put into evaluation mode for the training are frozen and keep
+    theirs.
 
     Only batch norm is in training mode in these passes: dropout is off, as it is in evaluation. Random generators,
-    ``training`` flags and the position of the data loader stay as they are, and training, which does not use running
-    statistics, goes on as without the callback.
+    ``training`` flags and the position of the data loader stay as they are. Training goes on with the moving averages,
+    which travel in the callback's own state, so a run is the same wherever it was stopped and resumed.
 
     Args:
         batches: Batches of each rank that are taken, at least 1; 200 give the variance to about 1 % with 32 samples
@@ -57,9 +61,16 @@ class BatchNormRecalibration(Callback):
         self.dataloader = dataloader
         self._done_at = -1
         """The optimizer step whose weights the statistics are of."""
+        self._moving: dict[str, Tensor] = {}
+        """The moving averages that training goes on with, by the buffers' names; empty while the module has them."""
+        self._exact: dict[str, Tensor] = {}
+        """The statistics that the module has in their place."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._done_at, self._moving, self._exact = -1, {}, {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._done_at = -1
         if not holds_whole_gradients(trainer.strategy):
             raise MisconfigurationException(
                 f"BatchNormRecalibration cannot run the module under {type(trainer.strategy).__name__}: no process "
@@ -96,9 +107,55 @@ class BatchNormRecalibration(Callback):
         self._recalibrate(trainer, pl_module)  # where a later callback stopped the run in the same hook
 
     def _recalibrate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._done_at != trainer.global_step:
+        if self._done_at == trainer.global_step:
+            return
+        with _as_evaluated(trainer, pl_module):
+            before = _copies(_statistics(pl_module))
             recalibrate_on_training_data(trainer, pl_module, self.batches, self.dataloader)
-            self._done_at = trainer.global_step
+            self._exact = _copies(_statistics(pl_module))
+        self._moving = self._moving or before
+        self._done_at = trainer.global_step
+
+    # Back to training. Not before: a checkpoint of the validation or the epoch's end has what was validated.
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._put_back(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._put_back(trainer, pl_module)
+
+    def _put_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._moving:
+            return
+        with _as_evaluated(trainer, pl_module), torch.no_grad():
+            present = _statistics(pl_module)
+            # Other weights may have been loaded since: a checkpoint's, or the best ones.
+            if present.keys() == self._exact.keys() and all(map(torch.equal, present.values(), self._exact.values())):
+                for name, value in self._moving.items():
+                    present[name].copy_(value)
+        hand_out_buffers(trainer)
+        self._done_at, self._moving, self._exact = -1, {}, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"moving": self._moving, "exact": self._exact}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._moving, self._exact = state_dict["moving"], state_dict["exact"]
+
+
+def _as_evaluated(trainer: Trainer, pl_module: LightningModule) -> AbstractContextManager[None]:
+    """Within it the module carries the average of its weights, if a callback keeps one: that is evaluated."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    average = next((other for other in callbacks if isinstance(other, AveragingCallback)), None)
+    return nullcontext() if average is None else average.averaged(pl_module)
+
+
+def _statistics(pl_module: LightningModule) -> dict[str, Tensor]:
+    return {n: b for n, b in pl_module.named_buffers() if n.rpartition(".")[2] in ("running_mean", "running_var")}
+
+
+def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _ends_here(trainer: Trainer) -> bool:

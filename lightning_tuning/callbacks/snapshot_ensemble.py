@@ -15,6 +15,7 @@ from lightning_tuning.errors import InvalidValueError, check_count
 from lightning_tuning.functional import cycle_factor, cycle_length
 from lightning_tuning.timing.progress import total_steps
 
+from ._buffer_copies import rank_zero_buffers
 from ._candidates import check_alike, load_weights, save_checkpoint
 from ._ensemble import Ensemble
 from ._gradients import holds_whole_gradients
@@ -144,7 +145,7 @@ class SnapshotEnsemble(Callback):
             return
         self._taken_at = step
         member = {name: value.detach().to("cpu", copy=True) for name, value in pl_module.state_dict().items()}
-        self._members = [*self._members, member][-(self.members or self.cycles) :]
+        self._members = [*self._members, member | rank_zero_buffers(trainer, member)][-(self.members or self.cycles) :]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.made_checkpoint = save_checkpoint(trainer, _FILE) if self._members else None

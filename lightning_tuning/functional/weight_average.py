@@ -186,7 +186,9 @@ class WeightAverage:
             with torch.inference_mode(False):
                 live = self._live()
                 for name, before in raw.items():
-                    self._exchange(name, live[name], before.to(live[name]))
+                    shown = self._exchange(name, live[name], before.to(live[name]))
+                    if name in self._tensors.statistics and not torch.equal(shown, self._averages[name].to(shown)):
+                        self._averages[name].copy_(shown)  # somebody computed them anew, in a copy
 
     def _exchange(self, name: str, tensor: Tensor, value: Tensor) -> Tensor:
         if _is_shard(self._tensors.parameters.get(name)):  # FSDP keeps a view of a shard's memory
@@ -205,6 +207,10 @@ class WeightAverage:
     def values(self) -> dict[str, Tensor]:
         """The averages, shards assembled. Every rank has to call it."""
         return {name: self._whole(name, value) for name, value in self._averages.items()}
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Copies of the running statistics' averages."""
+        return {name: self._averages[name].clone() for name in self._tensors.statistics}
 
     def finer(self) -> dict[str, Tensor]:
         """The averages that the tensors' precision cannot hold."""
