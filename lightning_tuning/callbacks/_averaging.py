@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 
@@ -69,8 +69,8 @@ class AveragingCallback(CountedSteps):
         self._trained: list[bool] = []
         self._recomputed = -1
         """The update whose batch norm statistics were computed anew."""
-        self._planned: tuple[int, dict[str, Tensor]] | None = None
-        """Where a run ends within an epoch: the same and the statistics themselves as a longer run has them there."""
+        self._recomputed_by_plan: int | None = None
+        """The same for a checkpoint, where the run ended within an epoch: a longer run computes nothing there."""
         self._versions: list[int] | None = None
         self._raw_validation: RawValidation | None = None
 
@@ -95,7 +95,7 @@ class AveragingCallback(CountedSteps):
         if _state_of(trainer.strategy) is not self:  # not a fit that an earlier one of this Trainer goes on with
             self._average, self._steps, self._updates = None, 0, 0
         self._swap_out(pl_module)
-        self._versions, self._planned = None, None
+        self._versions, self._recomputed_by_plan = None, None
         trainer.strategy.lightning_module_state_dict = AveragedState(trainer.strategy, self)  # type: ignore[method-assign]
 
     def _check_surroundings(self, trainer: Trainer) -> None:
@@ -211,7 +211,7 @@ class AveragingCallback(CountedSteps):
         self._swap_in(pl_module)
         if self.buffers == "recompute" and self._average is not None and self._recomputed != self._updates:
             if not trainer.validating and not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
-                self._planned = self._recomputed, self._average.statistics()
+                self._recomputed_by_plan = self._recomputed
             self._recomputed = self._updates
             recalibrate_on_training_data(trainer, pl_module)
 
@@ -265,7 +265,7 @@ class AveragingCallback(CountedSteps):
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
-        recomputed = self._recomputed if self._planned is None else self._planned[0]
+        recomputed = self._recomputed if self._recomputed_by_plan is None else self._recomputed_by_plan
         return {"steps": self._steps, "updates": self._updates, "recomputed": recomputed}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -273,8 +273,6 @@ class AveragingCallback(CountedSteps):
         if self._average is not None:
             state = checkpoint["callbacks"][self.state_key]
             state["raw"], state["finer"] = self._average.raw(), self._average.finer()
-            if self._planned is not None:
-                state["finer"] |= self._planned[1]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -292,7 +290,7 @@ class AveragingCallback(CountedSteps):
             parts = parts_named(pl_module, raw)
             averaged = parts if self.buffers != "copy" else Trained(parts.parameters, {})
             self._average = WeightAverage(averaged, self.buffers == "recompute", self.offload)
-            self._average.load(state.pop("finer"))  # and the statistics that the run's end computed for its delivery
+            self._average.load(state.pop("finer"))
             assign_(parts, raw)
 
 

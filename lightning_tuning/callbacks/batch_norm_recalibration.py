@@ -118,21 +118,16 @@ class BatchNormRecalibration(Callback):
 
     # Back to training. Not before: a checkpoint of the validation or the epoch's end has what was validated.
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._put_back(trainer, pl_module)
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._put_back(trainer, pl_module)
-
-    def _put_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._moving:
             return
         with _as_evaluated(trainer, pl_module), torch.no_grad():
-            present = _statistics(pl_module)
+            statistics = _statistics(pl_module)
+            exact = {name: value.to(statistics[name]) for name, value in self._exact.items() if name in statistics}
             # Other weights may have been loaded since: a checkpoint's, or the best ones.
-            if present.keys() == self._exact.keys() and all(map(torch.equal, present.values(), self._exact.values())):
+            if statistics.keys() == exact.keys() and all(map(torch.equal, statistics.values(), exact.values())):
                 for name, value in self._moving.items():
-                    present[name].copy_(value)
+                    statistics[name].copy_(value)
         hand_out_buffers(trainer)
         self._done_at, self._moving, self._exact = -1, {}, {}
 

@@ -208,10 +208,6 @@ class WeightAverage:
         """The averages, shards assembled. Every rank has to call it."""
         return {name: self._whole(name, value) for name, value in self._averages.items()}
 
-    def statistics(self) -> dict[str, Tensor]:
-        """Copies of the running statistics' averages."""
-        return {name: self._averages[name].clone() for name in self._tensors.statistics}
-
     def finer(self) -> dict[str, Tensor]:
         """The averages that the tensors' precision cannot hold."""
         live = self._live()

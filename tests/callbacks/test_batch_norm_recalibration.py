@@ -16,9 +16,12 @@ from lightning_tuning import (
     BatchNormRecalibration,
     DigitsDataModule,
     EMATeacherMixin,
+    ExactResume,
     ImageClassifier,
     PostHocEMA,
     WeightEMA,
+    WeightSWA,
+    assert_resumes_exactly,
 )
 from lightning_tuning.errors import InvalidValueError, NoEffectError
 
@@ -56,7 +59,7 @@ class Net(pl.LightningModule):
 
 def right(net, x=X):
     """Mean and variance of batch norm's inputs under the present weights, in evaluation."""
-    hidden = x.numpy() @ net.first.weight.detach().numpy().T + net.first.bias.detach().numpy()
+    hidden = x.numpy() @ net.first.weight.detach().double().numpy().T + net.first.bias.detach().double().numpy()
     return hidden.mean(0), hidden.var(0, ddof=1)
 
 
@@ -110,6 +113,66 @@ def test_training_goes_on_as_without_it(workers, own_generator, tmp_path):
         assert torch.equal(a, b)
     assert nets[0].norm.num_batches_tracked == nets[1].norm.num_batches_tracked == 15
     assert all(m.training for m in nets[1].modules())
+
+
+class Moving(pl.Callback):
+    """Notes the running mean before each batch."""
+
+    def __init__(self):
+        self.means = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.means.append(pl_module.norm.running_mean.clone())
+
+
+@pytest.mark.parametrize("average", [[], [WeightEMA(buffers="average")]], ids=["weights", "average"])
+def test_training_goes_on_with_the_moving_averages(average, tmp_path):
+    bare, mine = Moving(), Moving()
+    fit(None, tmp_path, others=[*average, bare], val_check_interval=2)
+    fit(None, tmp_path, others=[*average, BatchNormRecalibration(), mine], val_check_interval=2)
+    assert len(mine.means) == 15
+    assert all(map(torch.equal, mine.means, bare.means))
+
+
+def test_an_average_moves_on_from_its_own_statistics(tmp_path):
+    means = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            average = next(c for c in trainer.callbacks if isinstance(c, WeightEMA))._average
+            means[-1].append(average.values()["norm.running_mean"].clone())
+
+    for callbacks in ([], [BatchNormRecalibration()]):
+        means.append([])
+        fit(None, tmp_path, others=[WeightEMA(decay=0.5), *callbacks, Look()], val_check_interval=2)
+    assert len(means[1]) == 15
+    assert all(map(torch.equal, *means))
+
+
+def test_weights_that_were_loaded_meanwhile_keep_their_statistics(tmp_path):
+    class Load(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            pl_module.norm.running_mean.fill_(7.0)
+
+    moving = Moving()
+    fit(BatchNormRecalibration(), tmp_path, others=[Load(), moving], max_epochs=2, limit_val_batches=0)
+    assert (moving.means[5] == 7.0).all()
+
+
+def test_a_run_that_max_steps_ended_goes_on_as_the_longer_one(tmp_path):
+    def resumes(*callbacks):
+        settings = {"accelerator": "cpu", "callbacks": [ExactResume(), *callbacks], "precision": "64-true"}
+        assert_resumes_exactly(lambda: Net().double(), loaders, settings, ["max_steps", "validation end"])
+
+    def loaders():
+        dataset = TensorDataset(X[:20], Y[:20])
+        return KeptPlace(dataset, 5, sampler=InTurns(20)), DataLoader(dataset, 20)
+
+    resumes(BatchNormRecalibration())
+    resumes(BatchNormRecalibration(validates=False))
+    resumes(WeightEMA(decay=0.5), BatchNormRecalibration())
+    resumes(WeightSWA(start="1st", every="1st"))
+    resumes(WeightEMA(decay=0.5, buffers="recompute"))
 
 
 def test_the_checkpoint_of_a_validation_has_what_was_validated(tmp_path):
@@ -185,6 +248,23 @@ def test_the_ema_teacher_that_answers_is_recalibrated(tmp_path):
     net, _ = fit(BatchNormRecalibration(), tmp_path, WithTeacher(ema_teacher_decay=0.9))
     assert is_right(net.ema_teacher)
     assert not is_right(net)
+
+
+@pytest.mark.parametrize("length", [{}, {"limit_val_batches": 0}], ids=["validated", "end-only"])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_checkpoint_of_an_average_has_its_statistics(length, half, tmp_path):
+    """In half precision what is shown of an average is a copy."""
+    torch.manual_seed(0)
+    keep = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    callbacks = [WeightEMA(decay=0.9), BatchNormRecalibration(), keep]
+    settings = {"precision": "bf16-true"} if half else {}
+    made = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, **length, **settings)
+    data = TensorDataset(X.float(), Y)
+    net = Net()
+    made.fit(net, DataLoader(data, 5), DataLoader(data, 24))
+    net.load_state_dict(torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"])
+    mean, _ = right(net.double(), X.to(torch.bfloat16).double() if half else X)
+    np.testing.assert_allclose(net.norm.running_mean, mean, atol=2e-2 if half else 1e-5)
 
 
 @pytest.mark.parametrize("kind", [WeightEMA, PostHocEMA])
