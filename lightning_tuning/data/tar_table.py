@@ -54,6 +54,19 @@ def read_tars(shards: Sequence[str], endings: Sequence[str], fields: Sequence[st
     return TarTable(np.array(places, dtype=np.int64).reshape(-1, 3), names, columns)
 
 
+def joined(first: TarTable, second: TarTable, shards: int) -> TarTable:
+    """One table behind the other.
+
+    Args:
+        first: Samples of the first tar files.
+        second: Samples of those behind them. It may lack fields.
+        shards: The number of the first tar files.
+    """
+    places = np.concatenate([first.places, second.places + np.array([shards, 0, 0])])
+    fields = {name: values + second.fields.get(name, []) for name, values in first.fields.items()}
+    return TarTable(places, first.names + second.names, fields)
+
+
 def _rows(
     shard: str, endings: Sequence[str], fields: Sequence[str]
 ) -> Iterator[tuple[str, tuple[int, int], dict[str, str]]]:

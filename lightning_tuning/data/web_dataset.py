@@ -13,10 +13,11 @@ import numpy as np
 from lightning_tuning.data.encoded_images import EncodedImageDataModule
 from lightning_tuning.data.tar_images import TarImages
 from lightning_tuning.data.tar_index import shard_paths
-from lightning_tuning.data.tar_table import TarTable, read_tars
+from lightning_tuning.data.tar_table import TarTable, joined, read_tars
 from lightning_tuning.data.targets import TASKS, read_targets
 from lightning_tuning.errors import InvalidValueError, check_choice
 
+_UNLABELED = "unlabeled"
 ENDINGS = "jpg;jpeg;png;webp;bmp;gif;ppm;pgm;tif;tiff"
 
 
@@ -33,6 +34,8 @@ class WebDatasetDataModule(EncodedImageDataModule):
             Parts that have no path of their own are taken from here.
         val_path: The tar files of the validation part. None: it is taken from ``path``.
         test_path: The tar files of the test part. None: it is taken from ``path``.
+        unlabeled_path: Tar files of samples without a class, for ``multiclass``: with ``unlabeled_batch_size`` they are
+            unlabelled samples like the others. No ``target`` is read from them.
         image: The endings of images, with semicolons between. A sample's image is the first of these that it has.
         target: ``cls``, the ending of the member that holds the class, its number or its name; or ``json.label``, an
             entry of the ``.json`` member; or a list of such.
@@ -51,6 +54,7 @@ class WebDatasetDataModule(EncodedImageDataModule):
         path: str,
         val_path: str | None = None,
         test_path: str | None = None,
+        unlabeled_path: str | None = None,
         image: str = ENDINGS,
         target: str | list[str] = "cls",
         task: Literal["multiclass", "multilabel", "regression"] = "multiclass",
@@ -62,40 +66,56 @@ class WebDatasetDataModule(EncodedImageDataModule):
         self.path = path
         self.val_path = val_path
         self.test_path = test_path
+        self.unlabeled_path = unlabeled_path
         self.image = image
         self.target = [target] if isinstance(target, str) else list(target)
         self.task = task
         self.group = group
+        if unlabeled_path is not None and task != "multiclass":
+            raise InvalidValueError(
+                f"unlabeled_path is for task='multiclass', but task is {task!r}. Leave it out: samples without targets "
+                "are of no use there."
+            )
         self._shards()  # a path that is wrong is told now
         self._indexed: tuple[list, TarTable] | None = None
 
     def load(self) -> tuple[TarImages, np.ndarray]:
         """The images, and the targets that stand beside them."""
         parts, shards = zip(*self._shards(), strict=True)
-        table = self._index(shards)
+        first = parts.index(_UNLABELED) if _UNLABELED in parts else len(parts)
+        table = self._index(shards, first)
         numbers = table.places[:, 0]
-        self.given_parts = np.array(parts)[numbers]
-        for part in {*parts} - {*self.given_parts.tolist()}:
+        held = np.array(parts)[numbers]
+        for part in {*parts} - {*held.tolist()}:
             raise InvalidValueError(f"{self._paths[part]} holds no sample, such as 0001.jpg and 0001.cls.")
+        self.given_parts = np.where(held == _UNLABELED, "train", held)
         names = _below_their_folder(shards)
         self.keys = [f"{names[number]}/{name}" for number, name in zip(numbers, table.names, strict=True)]
         self.groups = np.array(table.fields[self.group]) if self.group else None
         columns = {name: table.fields[name] for name in self.target}
         labels, self.class_names = read_targets(columns, self.task, self.path)
         self.num_classes = len(self.class_names)
+        if self.unlabeled_path is not None:
+            labels = np.append(labels, np.full(np.sum(held == _UNLABELED), -1))
         return TarImages(shards, table.places, table.names, self.in_channels, self.max_pixels), labels
 
-    def _index(self, shards: Sequence[str]) -> TarTable:
-        """What the tar files hold, which is read again if one of them changes."""
+    def _index(self, shards: Sequence[str], first: int) -> TarTable:
+        """What the tar files hold, which is read again if one of them changes.
+
+        Args:
+            shards: The tar files.
+            first: Number of the first of those whose samples have no target; they are the last.
+        """
         state = [(shard, os.stat(shard).st_size, os.stat(shard).st_mtime_ns) for shard in shards]
         if self._indexed is None or self._indexed[0] != state:
-            fields = [*self.target, *([self.group] if self.group else [])]
-            self._indexed = state, read_tars(shards, self.image.split(";"), fields)
+            endings, group = self.image.split(";"), [self.group] if self.group else []
+            labeled = read_tars(shards[:first], endings, [*self.target, *group])
+            self._indexed = state, joined(labeled, read_tars(shards[first:], endings, group), first)
         return self._indexed[1]
 
     @property
     def _paths(self) -> dict[str, str | None]:
-        return {"train": self.path, "val": self.val_path, "test": self.test_path}
+        return {"train": self.path, "val": self.val_path, "test": self.test_path, _UNLABELED: self.unlabeled_path}
 
     def _shards(self) -> list[tuple[str, str]]:
         """Part and path of each tar file."""
@@ -107,6 +127,6 @@ def _below_their_folder(files: Sequence[str]) -> list[str]:
     full = [os.path.abspath(file) for file in files]
     twice = next((file for file, count in Counter(full).items() if count > 1), None)
     if twice is not None:
-        raise InvalidValueError(f"{twice} is in two of path, val_path and test_path.")
+        raise InvalidValueError(f"{twice} is in two of path, val_path, test_path and unlabeled_path.")
     folder = os.path.commonpath([os.path.dirname(file) for file in full])
     return [Path(os.path.relpath(file, folder)).as_posix() for file in full]

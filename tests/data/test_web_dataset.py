@@ -63,7 +63,7 @@ def make(tmp_path, shards):
 
 
 def numbers_of(x):
-    return (x[:, 0, 0, 0] * 255).round().long()
+    return (x[:, 0, SIZE // 2, SIZE // 2] * 255).round().long()  # a shift makes the border black
 
 
 def test_samples_keys_and_parts(make):
@@ -91,6 +91,34 @@ def test_parts_with_tar_files_of_their_own(make, shards, tmp_path):
     assert [part.tolist() for part in parts] == [[*range(20)], [*range(20, 40)], [*range(40, 52)]]
     (x, _), *_ = data.test_dataloader()
     assert numbers_of(x).tolist() == [*range(60, 72)]
+
+
+def test_unlabeled_tar_files(make, write, shards, tmp_path):
+    for shard in range(2):
+        numbers = range(80 + 10 * shard, 90 + 10 * shard)
+        write(f"more-{shard}.tar", samples(numbers, parts={"cls": None}))
+    more = {"unlabeled_path": str(tmp_path / "more-{0..1}.tar"), "group": "json.herd"}
+    data = make(test_path=shards, val_size=12, unlabeled_batch_size=20, batch_size=4, **more)
+    assert data.labels[:72].tolist() == [number % 3 for number in [*range(60), *range(60, 72)]]
+    assert data.labels[72:].tolist() == [-1] * 20
+    assert data.keys[72] == "more-0.tar/0080.png"
+    assert data.groups[72] == "20"
+    assert data.test_indices.tolist() == [*range(60, 72)]
+    assert {*data.train_indices.tolist()} >= {*range(72, 92)}
+    seen = set()
+    for batch in data.train_dataloader():
+        (x, y), unlabeled = batch["labeled"], batch["unlabeled"]
+        assert (numbers_of(x) % 3).tolist() == y.tolist()
+        assert (numbers_of(x) < 60).all()
+        seen |= {*numbers_of(unlabeled["weak"]).tolist()}
+    assert seen >= {*range(80, 100)}
+    with pytest.raises(InvalidValueError, match=re.escape("unlabeled_path is for task='multiclass', but task is 'reg")):
+        make(task="regression", target="json.age", **more)
+    with pytest.raises(InvalidValueError, match="is in two of path, val_path, test_path and unlabeled_path"):
+        make(unlabeled_path=str(tmp_path / "train-000.tar"))
+    write("none.tar", [])
+    with pytest.raises(InvalidValueError, match=r"none\.tar holds no sample"):
+        make(unlabeled_path=str(tmp_path / "none.tar"))
 
 
 def test_targets_of_the_json(make):
@@ -168,7 +196,10 @@ def test_decoded_images_can_be_cached(make):
     [
         ({"path": "no.tar"}, "There is no file {here}/no.tar"),
         ({"test_path": "s3://a.tar"}, "path is 's3://a.tar'; only local files are read"),
-        ({"test_path": "{here}/train-001.tar"}, "{here}/train-001.tar is in two of path, val_path and test_path."),
+        (
+            {"test_path": "{here}/train-001.tar"},
+            "{here}/train-001.tar is in two of path, val_path, test_path and unlabeled_path.",
+        ),
         ({"val_path": "{here}/empty.tar"}, "{here}/empty.tar holds no sample, such as 0001.jpg and 0001.cls."),
         ({"target": "label"}, "{here}/train-000.tar: '0000' has no .label, only .png, .cls, .json."),
         ({"image": "jpg"}, "{here}/train-000.tar: '0000' has no image (jpg), only .png, .cls, .json."),
