@@ -11,7 +11,7 @@ import numpy as np
 from lightning_tuning.data.encoded_images import EncodedImageDataModule
 from lightning_tuning.data.fields import as_field
 from lightning_tuning.data.hugging_face_images import HuggingFaceImages
-from lightning_tuning.data.targets import TASKS
+from lightning_tuning.data.targets import TASKS, read_weights
 from lightning_tuning.data.typed_targets import read_typed_targets
 from lightning_tuning.errors import InvalidValueError, check_choice, did_you_mean
 
@@ -41,6 +41,8 @@ class HuggingFaceDataModule(EncodedImageDataModule):
         task: ``multiclass``: ``target`` holds classes. ``multilabel``: each of its columns is 1 where a sample has the
             label, else 0; or it is one column with lists of the labels. ``regression``: its columns are values.
         group: A column that says what an image belongs to. No group is in two parts. None: every image is its own.
+        weight: A column of numbers: how often a labelled image is drawn in training, in proportion. None: each once in
+            an epoch.
         **kwargs: See :class:`EncodedImageDataModule`.
 
     Raises:
@@ -58,6 +60,7 @@ class HuggingFaceDataModule(EncodedImageDataModule):
         target: str | list[str] = "label",
         task: Literal["multiclass", "multilabel", "regression"] = "multiclass",
         group: str | None = None,
+        weight: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -71,10 +74,12 @@ class HuggingFaceDataModule(EncodedImageDataModule):
         self.target = [target] if isinstance(target, str) else list(target)
         self.task = task
         self.group = group
+        self.weight = weight
         columns = [image, *self._columns]
         if not self.target or len({*columns}) < len(columns):
             raise InvalidValueError(
-                f"image is {image!r}, target {target!r} and group {group!r}; they must be different columns."
+                f"image is {image!r}, target {target!r}, group {group!r} and weight {weight!r}; they must be different "
+                "columns."
             )
 
     def load(self) -> tuple[HuggingFaceImages, np.ndarray]:
@@ -89,10 +94,9 @@ class HuggingFaceDataModule(EncodedImageDataModule):
         self.given_parts = parts = np.repeat([*splits], lengths)
         self.keys = [f"{split}/{row}" for split, table in tables.items() for row in range(len(table))]
         columns = {name: _values(tables, name) for name in self._columns}
-        self.groups = None
-        if self.group:
-            groups = zip(self.keys, columns.pop(self.group), strict=True)
-            self.groups = np.array([as_field(group, f"{self.path}, {key}: {self.group!r}") for key, group in groups])
+        self.groups = np.array(self._fields(self.group, columns)) if self.group else None
+        weights = self._fields(self.weight, columns) if self.weight else []
+        self.weights = read_weights(self.weight, weights, self.path) if self.weight else None
         feature = tables[self.split].features[self.target[0]]
         names = getattr(getattr(feature, "feature", feature), "names", None)  # of a list, or itself
         labels, self.class_names = read_typed_targets(columns, self.task, self.path, names)
@@ -103,7 +107,12 @@ class HuggingFaceDataModule(EncodedImageDataModule):
 
     @property
     def _columns(self) -> list[str]:
-        return [*self.target, *([self.group] if self.group else [])]
+        return [*self.target, *(name for name in (self.group, self.weight) if name)]
+
+    def _fields(self, name: str, columns: dict[str, list[Any]]) -> list[str]:
+        """Take a column out, as text."""
+        values = zip(self.keys, columns.pop(name), strict=True)
+        return [as_field(value, f"{self.path}, {key}: {name!r}") for key, value in values]
 
     def _table(self, library: Any, split: str) -> Any:
         """One split, with the columns that are needed."""

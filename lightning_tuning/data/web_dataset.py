@@ -14,7 +14,7 @@ from lightning_tuning.data.encoded_images import EncodedImageDataModule
 from lightning_tuning.data.tar_images import TarImages
 from lightning_tuning.data.tar_index import shard_paths
 from lightning_tuning.data.tar_table import TarTable, joined, read_tars
-from lightning_tuning.data.targets import TASKS, read_targets
+from lightning_tuning.data.targets import TASKS, read_targets, read_weights
 from lightning_tuning.errors import InvalidValueError, check_choice
 
 _UNLABELED = "unlabeled"
@@ -43,6 +43,8 @@ class WebDatasetDataModule(EncodedImageDataModule):
             else 0. ``regression``: the targets are values.
         group: What a sample belongs to, such as ``json.patient``, named as a target is. No group is in two parts. None:
             every sample is its own.
+        weight: A number, named likewise: how often a labelled sample is drawn in training, in proportion. None: each
+            once in an epoch.
         **kwargs: See :class:`EncodedImageDataModule`.
 
     Raises:
@@ -59,6 +61,7 @@ class WebDatasetDataModule(EncodedImageDataModule):
         target: str | list[str] = "cls",
         task: Literal["multiclass", "multilabel", "regression"] = "multiclass",
         group: str | None = None,
+        weight: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -71,6 +74,7 @@ class WebDatasetDataModule(EncodedImageDataModule):
         self.target = [target] if isinstance(target, str) else list(target)
         self.task = task
         self.group = group
+        self.weight = weight
         if unlabeled_path is not None and task != "multiclass":
             raise InvalidValueError(
                 f"unlabeled_path is for task='multiclass', but task is {task!r}. Leave it out: samples without targets "
@@ -95,8 +99,11 @@ class WebDatasetDataModule(EncodedImageDataModule):
         columns = {name: table.fields[name] for name in self.target}
         labels, self.class_names = read_targets(columns, self.task, self.path)
         self.num_classes = len(self.class_names)
+        self.weights = read_weights(self.weight, table.fields[self.weight], self.path) if self.weight else None
         if self.unlabeled_path is not None:
-            labels = np.append(labels, np.full(np.sum(held == _UNLABELED), -1))
+            without = np.sum(held == _UNLABELED)
+            labels = np.append(labels, np.full(without, -1))
+            self.weights = np.append(self.weights, np.zeros(without)) if self.weights is not None else None
         return TarImages(shards, table.places, table.names, self.in_channels, self.max_pixels), labels
 
     def _index(self, shards: Sequence[str], first: int) -> TarTable:
@@ -109,7 +116,8 @@ class WebDatasetDataModule(EncodedImageDataModule):
         state = [(shard, os.stat(shard).st_size, os.stat(shard).st_mtime_ns) for shard in shards]
         if self._indexed is None or self._indexed[0] != state:
             endings, group = self.image.split(";"), [self.group] if self.group else []
-            labeled = read_tars(shards[:first], endings, [*self.target, *group])
+            weight = [self.weight] if self.weight else []
+            labeled = read_tars(shards[:first], endings, [*self.target, *group, *weight])
             self._indexed = state, joined(labeled, read_tars(shards[first:], endings, group), first)
         return self._indexed[1]
 

@@ -123,6 +123,7 @@ FEATURES = {
     "owner": Value("string"),
     "tags": List(ClassLabel(["red", "big"])),
     "age": Value("float32"),
+    "heed": Value("int64"),
     "text": Value("string"),
 }
 
@@ -136,6 +137,7 @@ def table(numbers, **changes):
         "owner": [f"owner {number // 4}" for number in numbers],
         "tags": [[0] * (number % 2) + [1] * (number % 5 == 0) for number in numbers],
         "age": [number / 2 for number in numbers],
+        "heed": [*numbers],
         "text": ["x"] * len(numbers),
     }
     return Table({**columns, **changes}, FEATURES)
@@ -194,6 +196,13 @@ def test_other_targets_and_groups(make):
     assert data.class_names == ("age",)
     assert data.labels.tolist() == [[number / 2] for number in range(60)]
     assert data.groups is None
+    data = make(
+        target="age", task="regression", weight="heed", val_size=0, test_size=0, batch_size=59, steps_per_epoch=30
+    )
+    assert data.weights.tolist() == [*range(60)]
+    ages = torch.cat([y[:, 0] for _, y in data.train_dataloader()])
+    drawn = np.bincount((2 * ages).int(), minlength=60)
+    np.testing.assert_array_equal(drawn, np.arange(60))  # 1770 draws, weights that add up to 1770
     data = make(target="owner", val_size=0, test_size=0)
     assert data.class_names[:3] == ("owner 0", "owner 1", "owner 10")
 
@@ -343,7 +352,7 @@ def test_arrays_come_as_those_of_numpy(make, library):
         ({"split": "none"}, "pets, split 'none', has no rows."),
         (
             {"target": ["label", "label"]},
-            "image is 'image', target ['label', 'label'] and group None; they must be diff",
+            "image is 'image', target ['label', 'label'], group None and weight None; they must be",
         ),
         ({"target": []}, "they must be different columns"),
         ({"group": "label"}, "they must be different columns"),

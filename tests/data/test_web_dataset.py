@@ -121,6 +121,18 @@ def test_unlabeled_tar_files(make, write, shards, tmp_path):
         make(unlabeled_path=str(tmp_path / "none.tar"))
 
 
+def test_weights_decide_how_often_a_sample_is_drawn(make, tmp_path, write):
+    write("more.tar", samples(range(80, 90), parts={"cls": None}))
+    data = make(
+        "train-000.tar", unlabeled_path=str(tmp_path / "more.tar"), unlabeled_batch_size=1, weight="json.odd",
+        val_size=0, test_size=0, batch_size=10, steps_per_epoch=4,
+    )  # fmt: skip
+    drawn = torch.cat([numbers_of(batch["labeled"][0]) for batch in data.train_dataloader()])
+    assert sorted(drawn.tolist()) == sorted([*range(1, 20, 2)] * 4)
+    with pytest.raises(InvalidValueError, match=r"'json\.kind' is 'ant'; it must be a finite number"):
+        make(weight="json.kind")
+
+
 def test_targets_of_the_json(make):
     data = make(target="json.kind", group="json.herd", val_size=12, test_size=12)
     assert data.class_names == ("ant", "bee", "cat")
