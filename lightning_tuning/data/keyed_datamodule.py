@@ -352,6 +352,12 @@ class KeyedDataModule(PlainDataModule, ABC):
             world, rank = self._world_and_rank
             warnings.warn(f"{f'Rank {rank}: ' if world > 1 else ''}{self.bad_samples.report()}", stacklevel=2)
 
+    def on_exception(self, exception: BaseException) -> None:
+        """End the training's worker processes, which the Trainer forgets if the error came from a validation: torch
+        waits 5 s for each when the garbage collector finds them."""
+        if self.trainer is not None and self.trainer.validating:
+            self.trainer.fit_loop.teardown()
+
     @property
     def _world_and_rank(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

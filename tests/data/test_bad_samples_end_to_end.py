@@ -1,5 +1,6 @@
 """Every kind of bad image as a file in a class folder, through a Trainer, in the main process and in workers."""
 
+import multiprocessing
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,6 +83,7 @@ def test_raise_in_evaluation(tmp_path, name, num_workers):
     with pytest.raises(BadSampleError) as raised:
         fit(data_of(root, num_workers, val_size=None), tmp_path)
     assert str(raised.value) == f"{path}: {BAD[name][2]}. {BAD[name][3]}"
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
