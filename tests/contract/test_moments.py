@@ -1,4 +1,4 @@
-"""Each technique and callback, stopped at every moment, on one rank and on two.
+"""Each technique and callback, stopped at every moment, on one rank and on two, without workers and with them.
 
 Weights, optimizer, schedulers, callbacks, random generators, batches and logged values are compared before each step.
 """
@@ -18,8 +18,16 @@ from .nets import InTurns, loaders, make
 from .settings import ROWS, Setting
 from .test_all_callbacks import KeptPlace, TermHost
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-on_ranks = pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
+pytestmark = pytest.mark.filterwarnings("ignore")
+everywhere = pytest.mark.parametrize(
+    ("ranks", "workers", "moments"),
+    [
+        pytest.param(1, 0, MOMENTS, marks=pytest.mark.slow),
+        pytest.param(2, 2, ("mid-epoch", "SIGTERM"), marks=pytest.mark.slow),
+        *(pytest.param(*place, MOMENTS, marks=pytest.mark.exhaustive) for place in ((1, 2), (2, 0), (2, 2))),
+    ],
+    ids=lambda value: "".join(moment[0] for moment in value) if isinstance(value, tuple) else None,
+)
 
 
 def keeping_place(setting, size, workers):
@@ -35,7 +43,7 @@ def keeping_place(setting, size, workers):
     return kept if setting.streams else kept["labeled"]
 
 
-def certify(ranks, workers, module, setting, callbacks=list):
+def certify(module, setting, ranks, workers, moments, callbacks=list):
     """Four batches an epoch on each rank, two of them an accumulation window."""
     val = loaders(Setting({}), 8, 16)
 
@@ -51,20 +59,20 @@ def certify(ranks, workers, module, setting, callbacks=list):
         }
 
     report = assert_resumes_exactly(
-        module, lambda: (keeping_place(setting, 32 * ranks, workers), val), kwargs, batches=4
+        module, lambda: (keeping_place(setting, 32 * ranks, workers), val), kwargs, moments, batches=4
     )
     assert report.ranks == ranks
-    assert [result.moment for result in report.results] == list(MOMENTS)
+    assert [result.moment for result in report.results] == list(moments)
 
 
-@on_ranks
+@everywhere
 @pytest.mark.parametrize("row", ROWS)
-def test_each_technique(row, ranks, workers):
-    certify(ranks, workers, functools.partial(make, row), ROWS[row][1])
+def test_each_technique(row, ranks, workers, moments):
+    certify(functools.partial(make, row), ROWS[row][1], ranks, workers, moments)
 
 
-@on_ranks
+@everywhere
 @pytest.mark.parametrize("kind", CALLBACKS, ids=lambda kind: kind.__name__)
-def test_each_callback(kind, ranks, workers):
+def test_each_callback(kind, ranks, workers, moments):
     host = functools.partial(TermHost, plain=CALLBACKS[kind].plain, confidence_penalty_weight=0.1)
-    certify(ranks, workers, host, Setting({}), lambda: [CALLBACKS[kind].make()])
+    certify(host, Setting({}), ranks, workers, moments, lambda: [CALLBACKS[kind].make()])
