@@ -21,7 +21,7 @@ from lightning_tuning.cli_audit import COMMAND as AUDIT
 from lightning_tuning.cli_audit import run_audit
 from lightning_tuning.cli_checkpoint import add_resume, parse_with_checkpoint
 from lightning_tuning.cli_defaults import as_list, default_callbacks, wandb_logger, with_safe_checkpoints
-from lightning_tuning.cli_ending import draw_curves, finish
+from lightning_tuning.cli_ending import check_finite, draw_curves, finish, not_finite
 from lightning_tuning.cli_messages import stopped, told
 from lightning_tuning.cli_pages import ALL_OPTIONS, COMMANDS, answer
 from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, raised_by_constructor
@@ -207,6 +207,7 @@ class TuningCLI(LightningCLI):
             self._get(self.config_init, "run"),
             self._presets(),
             self._changed,
+            self.config[self.subcommand].as_dict(),
             steps_logged=trainer.log_every_n_steps != 0,
             checkpoints=self.subcommand == "fit" and trainer.enable_checkpointing is not False,
         )
@@ -258,7 +259,9 @@ class TuningCLI(LightningCLI):
         finally:
             if self._folder and self.trainer.is_global_zero:
                 draw_curves(self.trainer, self._folder)
+        broken = not_finite(model)
         self._finish(self._final_test(model, kwargs.get("datamodule")))
+        check_finite(broken)
 
     def validate(self, **kwargs: Any) -> None:
         self._note_initial_weights()

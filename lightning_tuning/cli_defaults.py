@@ -16,7 +16,7 @@ from lightning_tuning.runs.changed_arguments import ChangedArguments
 from lightning_tuning.runs.checkpoint_io import SafeCheckpointIO
 from lightning_tuning.runs.checkpoints import default_checkpoints
 from lightning_tuning.runs.config import RunConfig
-from lightning_tuning.runs.facts import LogFacts
+from lightning_tuning.runs.facts import LogFacts, settings_to_log
 from lightning_tuning.runs.wandb_logger import ResilientWandbLogger
 
 
@@ -25,6 +25,7 @@ def default_callbacks(
     run: RunConfig,
     presets: Sequence[str],
     changed: Mapping[str, tuple[Any, Any]],
+    settings: Mapping[str, Any],
     *,
     steps_logged: bool,
     checkpoints: bool,
@@ -36,6 +37,7 @@ def default_callbacks(
         run: The run's settings.
         presets: The presets in use, to be noted.
         changed: The model's arguments that are not those of its checkpoint, to be told.
+        settings: The command's configuration.
         steps_logged: Whether training steps are logged: without, two would be called at each step for nothing.
         checkpoints: Whether the run writes some.
 
@@ -46,7 +48,7 @@ def default_callbacks(
         callbacks.ExactResume(),
         callbacks.SaveOnSignal(),
         callbacks.MonitorCheck(),
-        LogFacts(list(presets)),
+        LogFacts(list(presets), settings_to_log(settings)),
     ]
     if steps_logged:
         defaults += [callbacks.GradientNorm(), LearningRateMonitor(logging_interval="step")]

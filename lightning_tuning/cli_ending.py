@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from lightning_tuning.callbacks._pictures import show_picture
+from lightning_tuning.errors import DivergenceError
 from lightning_tuning.runs.curves import save_curves
 from lightning_tuning.runs.journal import write_json
 from lightning_tuning.runs.summary import format_summary, summarize
@@ -23,6 +24,27 @@ def draw_curves(trainer: Trainer, folder: Path) -> None:
             show_picture(trainer, path)
     except Exception as error:  # never in place of the error that ended the training
         print(f"lightning-tuning: the curves could not be drawn: {error!r}", file=sys.stderr)
+
+
+def not_finite(module: LightningModule) -> list[str]:
+    """The names of the trained parameters that hold a value which is not finite."""
+    trained = (pair for pair in module.named_parameters() if pair[1].requires_grad)
+    return [name for name, parameter in trained if not bool(parameter.detach().isfinite().all())]
+
+
+def check_finite(names: Sequence[str]) -> None:
+    """Tell that a training was in vain, whatever its last line says.
+
+    Raises:
+        DivergenceError: There are names of parameters that are not finite.
+    """
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise DivergenceError(
+            f"The training ended with weights that are not finite: {', '.join(names[:3])}{more}. "
+            "--trainer.callbacks+=FiniteGuard leaves out the steps that make them so, --config preset:debug names the "
+            "operation, metrics.jsonl the step."
+        )
 
 
 def finish(

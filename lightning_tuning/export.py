@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch import __version__ as lightning_version
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_tuning import __version__
@@ -73,6 +74,12 @@ def export(
     content = read_checkpoint(ckpt_path)
     state = _state(content, weights, ckpt_path)
     hparams = content.get("hyper_parameters", {})
+    taught = any(key.startswith(_TEACHER) for key in content["state_dict"])  # which _state has seen to be there
+    if taught and weights != "teacher" and hparams.get("ema_teacher_evaluates", True):
+        rank_zero_warn(
+            f"The student's weights are written ({weights}). What was validated and tested is the EMA teacher: write "
+            "--weights=teacher for it."
+        )
     arguments = {key: value for key, value in hparams.items() if not key.startswith("_") and _is_json(value)}
     metadata = {
         "class": hparams.get("_class_path") or content.get("lightning_tuning_class"),

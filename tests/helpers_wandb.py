@@ -60,6 +60,18 @@ def artifacts(path: Path) -> dict[str, list[str]]:
     return {artifact.name: [entry.path for entry in artifact.manifest.contents] for artifact in sent}
 
 
+def aliases(path: Path) -> list[tuple[str, list[str]]]:
+    """The name that each logged checkpoint's file had, and the aliases it was given, in order."""
+    sent = [record.artifact for record in records(path) if record.WhichOneof("record_type") == "artifact"]
+    return [(json.loads(one.metadata)["original_filename"], sorted(one.aliases)) for one in sent if one.type == "model"]
+
+
+def exit_code(path: Path) -> int:
+    """The code that a run ended with; W&B shows it as failed unless it is 0."""
+    (code,) = [record.exit.exit_code for record in records(path) if record.WhichOneof("record_type") == "exit"]
+    return code
+
+
 def service_pid() -> int:
     """The process that W&B writes with."""
     import wandb

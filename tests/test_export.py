@@ -1,5 +1,6 @@
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,18 @@ def test_what_stands_beside_the_weights(averaged, tmp_path):
     assert (metadata["weights"], metadata["source"], metadata["global_step"]) == ("average", source, 6)
     assert metadata["versions"]["lightning_tuning"] == lightning_tuning.__version__
     assert metadata["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(("kind", "evaluates", "told"), [("raw", True, 1), ("raw", False, 0), ("teacher", True, 0)])
+def test_who_was_validated_is_said_where_another_is_written(kind, evaluates, told, tmp_path):
+    fit(tmp_path / "a.ckpt", Taught(lr=0.3, ema_teacher_decay=0.5, ema_teacher_evaluates=evaluates))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        export(str(tmp_path / "a.ckpt"), str(tmp_path / "m.safetensors"), kind)
+    assert [str(w.message) for w in caught] == told * [
+        "The student's weights are written (raw). What was validated and tested is the EMA teacher: write "
+        "--weights=teacher for it."
+    ]
 
 
 @pytest.mark.parametrize("kind", ["average", "teacher"])

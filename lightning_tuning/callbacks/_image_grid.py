@@ -15,6 +15,8 @@ from lightning_tuning.functional import PixelScale
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LONGEST_NAME = 17
+"""Characters of a class's name that fit above an image, beside its probability."""
 GOOD, BAD, PLAIN = "#1a7f37", "#c62828", "black"
 
 
@@ -39,9 +41,16 @@ def are_ids(target: object) -> bool:
 
 
 def class_name(trainer: Trainer, index: int) -> str:
-    """What the datamodule calls a class, else its id."""
+    """What the datamodule calls a class, else its id, as a short line that matplotlib draws as it stands; "" for an
+    unknown one (below 0)."""
+    if index < 0:
+        return ""
     names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-    return str(names[index]) if names is not None and index < len(names) else str(index)
+    name = str(names[index]) if names is not None and index < len(names) else str(index)
+    name = name if name.isprintable() else repr(name)[1:-1]
+    half = (_LONGEST_NAME - 3) // 2
+    name = name if len(name) <= _LONGEST_NAME else f"{name[:half]}...{name[-half:]}"
+    return name.replace("$", r"\$")
 
 
 def image_grid(

@@ -46,15 +46,15 @@ class AugmentedSamples(Callback):
         if self._drawn:
             return
         self._drawn = True
-        tiles, columns = [], 0
-        for name, (x, target) in _views(batch).items():
-            row = x[: self.n]
-            columns = columns or len(row)
+        tiles, views = [], _views(batch)
+        columns = min([self.n, *(len(x) for x, _ in views.values())])
+        for name, (x, target) in views.items():
+            row = x[:columns]
             known = are_ids(target)
-            texts = [class_name(trainer, int(k)) if known else "" for k in (target if known else row)[: len(row)]]
+            texts = [class_name(trainer, int(k)) if known else "" for k in (target[:columns] if known else row)]
             tiles += [
-                Tile(image, f"{name if not i else ''} {text}".strip())
-                for i, (image, text) in enumerate(zip(row[:columns], texts, strict=False))
+                Tile(image, ": ".join(filter(None, (name if not i else "", text))))
+                for i, (image, text) in enumerate(zip(row, texts, strict=False))
             ]
         if tiles:
             figure = image_grid(trainer, pl_module, tiles, "training images, as the network gets them", columns)

@@ -15,6 +15,10 @@ from lightning_tuning.functional import evaluating, get_rng_state, set_rng_state
 from ._image_grid import BAD, GOOD, PLAIN, Tile, are_images, class_name, image_grid
 from ._pictures import save_picture
 
+_USUAL = 0.95
+_RELATIVE = "adamatch"
+"""Its threshold is a share of the labelled batch's confidence, so no fixed number."""
+
 
 class PseudoLabelPanel(Callback):
     """Draws unlabelled images with the class that the pseudo labels give them and its probability, as
@@ -22,12 +26,13 @@ class PseudoLabelPanel(Callback):
 
     The images are the weak views of the epoch's first batch; the teacher answers where there is one, in evaluation
     mode, at the epoch's end. A frame says that the probability reaches ``threshold``. Where the batch tells the true
-    classes (``target``), right labels are green and wrong ones red. It logs no numbers: the techniques do, as
-    ``train/fixmatch_share`` and ``train/fixmatch_precision``. Of several processes the first one's part is drawn.
+    class (``target``; -1: unknown), right labels are green and wrong ones red. It logs no numbers: the techniques do,
+    as ``train/fixmatch_share`` and ``train/fixmatch_precision``. Of several processes the first one's part is drawn.
 
     Args:
         n: Number of images, at least 1; no more than an unlabelled batch has.
-        threshold: Probability from which on a label is framed, 0 to 1; that of the technique.
+        threshold: Probability from which on a label is framed, 0 to 1; null: the technique's, or 0.95 where that has
+            none or one that moves.
         every_n_epochs: Epochs between two pictures, at least 1.
 
     Raises:
@@ -38,10 +43,11 @@ class PseudoLabelPanel(Callback):
         >>> trainer = Trainer(callbacks=[PseudoLabelPanel(threshold=0.9)], logger=False, accelerator="cpu")
     """
 
-    def __init__(self, n: int = 24, threshold: float = 0.95, every_n_epochs: int = 1) -> None:
+    def __init__(self, n: int = 24, threshold: float | None = None, every_n_epochs: int = 1) -> None:
         super().__init__()
         check_count("n", n, 1)
-        check_range("threshold", threshold, 0, 1)
+        if threshold is not None:
+            check_range("threshold", threshold, 0, 1)
         check_count("every_n_epochs", every_n_epochs, 1)
         self.n = n
         self.threshold = threshold
@@ -73,21 +79,34 @@ class PseudoLabelPanel(Callback):
         if logits.ndim != 2:
             return
         confidence, labels = logits.softmax(1).max(1)
-        framed = confidence >= self.threshold
-        right = None if self._target is None or self._target.shape != labels.shape else labels == self._target
+        threshold = self._threshold(pl_module)
+        framed = confidence >= threshold
+        known = torch.zeros_like(framed) if self._target is None else self._target >= 0
+        if known.shape != framed.shape:  # a target that is no class ids
+            known = torch.zeros_like(framed)
+        right = known & (labels == self._target) if known.any() else known
         tiles = [
             Tile(
                 views[i],
                 f"{class_name(trainer, int(labels[i]))}  {confidence[i]:.2f}",
-                PLAIN if right is None else GOOD if right[i] else BAD,
+                GOOD if right[i] else BAD if known[i] else PLAIN,
                 bool(framed[i]),
             )
             for i in range(len(views))
         ]
-        title = f"epoch {trainer.current_epoch}: {int(framed.sum())} of {len(views)} reach {self.threshold:g}"
-        if right is not None:
-            title += f", {int((right & framed).sum())} of these are right"
+        count, of_known, hits = (int(rows.sum()) for rows in (framed, framed & known, framed & right))
+        title = f"epoch {trainer.current_epoch}: {count} of {len(views)} reach {threshold:g}"
+        if of_known:
+            whole = of_known == count
+            title += f", {hits} of these right" if whole else f", {hits} right of the {of_known} whose class is known"
         save_picture(trainer, image_grid(trainer, pl_module, tiles, title), "pseudo_label_panel")
+
+    def _threshold(self, module: LightningModule) -> float:
+        if self.threshold is not None:
+            return self.threshold
+        stems = [technique.stem for technique in module.active_techniques()]  # type: ignore[operator]
+        fixed = [getattr(module, f"{stem}_threshold", None) for stem in stems if stem != _RELATIVE]
+        return next((value for value in fixed if value is not None), _USUAL)
 
     @staticmethod
     def _believed(trainer: Trainer, module: LightningModule, views: Tensor) -> Tensor:

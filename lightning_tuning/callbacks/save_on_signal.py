@@ -150,7 +150,7 @@ class SaveOnSignal(Callback):
         folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
         folder = Path(folders[0]) if folders else Path(trainer.default_root_dir, "checkpoints")
         path = folder / f"{self.filename}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self.saved = path
         rank_zero_info(f"A signal came: saved {path} at step {trainer.global_step}.")
 

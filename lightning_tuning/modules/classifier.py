@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_tuning.callbacks._image_grid import class_name
 from lightning_tuning.callbacks._pictures import show_picture
 from lightning_tuning.errors import check_range
 
@@ -105,9 +108,16 @@ class Classifier(BaseHost):
         if directory is None or self.test_confusion is None or not self.trainer.is_global_zero:
             return
         files = get_filesystem(directory)
-        files.makedirs(directory, exist_ok=True)
         path = os.path.join(directory, "confusion_matrix.png")
-        with files.open(path, "wb") as file:
-            confusion_figure(self.test_confusion).savefig(file, format="png", dpi=120)
+        names = [class_name(self.trainer, k) for k in range(self.num_classes)]
+        picture = io.BytesIO()
+        confusion_figure(self.test_confusion, names).savefig(picture, format="png", dpi=120)
+        try:
+            files.makedirs(directory, exist_ok=True)
+            with files.open(path, "wb") as file:
+                file.write(picture.getvalue())
+        except OSError as error:  # a full disk costs the picture, not what the test has found
+            rank_zero_warn(f"{path} was not written: {error.strerror or error}.")
+            return
         if os.path.exists(path):  # the folder may be a bucket
             show_picture(self.trainer, path)

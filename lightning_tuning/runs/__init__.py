@@ -6,7 +6,7 @@ from .config import RunConfig
 from .curves import draw_curves, save_curves
 from .folder import new_run_folder
 from .global_batch import GlobalBatch
-from .journal import JournalLogger, read_journal
+from .journal import JournalLogger, read_journal, whole_journal
 from .wandb_logger import ResilientWandbLogger
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "new_run_folder",
     "read_journal",
     "save_curves",
+    "whole_journal",
 ]

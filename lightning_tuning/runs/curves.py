@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .journal import read_journal
+from .journal import whole_journal
 
 Series = tuple[list[float], list[float]]
 
@@ -112,14 +112,21 @@ def draw_curves(records: Iterable[Mapping[str, Any]], title: str = "") -> Figure
 
 
 def save_curves(folder: str | Path) -> Path | None:
-    """Draw ``curves.png`` from the ``metrics.jsonl`` in a run's folder; None if nothing was logged."""
+    """Draw ``curves.png`` from a run's journal and those of the runs it was resumed from; None if nothing was logged.
+
+    Where the system refuses to write it, the picture that was there stays, and the error is raised.
+    """
     folder = Path(folder).resolve()
-    journal = folder / "metrics.jsonl"
-    figure = draw_curves(read_journal(journal), f"{folder.parent.name}/{folder.name}") if journal.exists() else None
+    figure = draw_curves(whole_journal(folder), f"{folder.parent.name}/{folder.name}")
     if figure is None:
         return None
-    figure.savefig(folder / "curves.png", dpi=110)
-    return folder / "curves.png"
+    path, part = folder / "curves.png", folder / ".curves.part.png"
+    try:
+        figure.savefig(part, dpi=110)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
 
 def _draw_panel(axes: Axes, series: Mapping[str, Series]) -> None:
@@ -142,6 +149,7 @@ def _draw_panel(axes: Axes, series: Mapping[str, Series]) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", integer=True)  # there is no step 2.5
     if len(series) <= _LEGEND_LIMIT:
         crowded = len(series) > _LEGEND_LIMIT // 2  # no place is free of curves
         axes.legend(fontsize=7 if crowded else 8, frameon=crowded, edgecolor="none", framealpha=0.8)

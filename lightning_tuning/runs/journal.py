@@ -133,6 +133,24 @@ def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
                 yield {k: float(v) if v in ("NaN", "Infinity", "-Infinity") else v for k, v in record.items()}
 
 
+def whole_journal(folder: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's journal, behind those of the runs that it was resumed from up to its first step.
+
+    Args:
+        folder: The run's folder. Its ``hparams.json`` tells the checkpoint that it went on from (``resumed_from``),
+            which lies in the folder ``checkpoints`` of the run before.
+    """
+    folder = Path(folder).absolute()
+    own = list(read_journal(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").is_file() else []
+    facts = folder / "hparams.json"
+    checkpoint = json.loads(facts.read_text()).get("resumed_from") if facts.is_file() else None
+    before = Path(checkpoint).absolute().parent.parent if checkpoint else folder
+    if not (before / "metrics.jsonl").is_file() or before == folder:
+        return own
+    begins = min((line["step"] for line in own if line["step"] is not None), default=math.inf)
+    return [line for line in whole_journal(before) if (line["step"] or 0) < begins] + own
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON so that a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)

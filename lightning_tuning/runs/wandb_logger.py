@@ -13,6 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from lightning_tuning.errors import check_range
 
 from .facts import run_facts
+from .wandb_artifacts import reports, without_false_best
 from .wandb_guard import NoRun, guard_run, guarded, has_key, service_ended
 from .wandb_record import KeepRecord, RunRecord, record_of_checkpoint
 
@@ -28,7 +30,8 @@ _ACTIVE: weakref.WeakValueDictionary[str, ResilientWandbLogger] = weakref.WeakVa
 """By id: whose run is open in this process."""
 _GONE: list[str] = []
 """The runs that W&B's service took with it, until it is forgotten."""
-_REPORTS = (".json", ".jsonl", ".yaml", ".txt", ".md", ".html", ".csv", ".png", ".npz")
+_FLUSHED_EVERY = 0.1
+"""Seconds after which W&B's service has a row on the disk; by itself it waits for 15, and a kill loses them."""
 
 
 def _surviving(method: Callable[..., Any]) -> Any:
@@ -85,7 +88,7 @@ class ResilientWandbLogger(WandbLogger):
         self.log_reports = log_reports
         self._attach_id: str | None = None
         """Of the run of the process that this logger was pickled in."""
-        self._ended = self._finishing = False
+        self._ended = self._finishing = self._failed = False
         self._warned: set[str] = set()
         given = self._id or os.environ.get("WANDB_RUN_ID")
         earlier = self._continued(ckpt_path, given)
@@ -198,8 +201,9 @@ class ResilientWandbLogger(WandbLogger):
         if self._save_dir is not None:
             Path(self._save_dir).mkdir(parents=True, exist_ok=True)
         arguments = dict(self._wandb_init)
-        limits = {"init_timeout": self.timeout, "finish_timeout": self.timeout}
-        known = {name: value for name, value in limits.items() if name in wandb.Settings.model_fields}
+        wanted = {"init_timeout": self.timeout, "finish_timeout": self.timeout}
+        wanted["x_transaction_log_flush_interval"] = _FLUSHED_EVERY
+        known = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
         if not isinstance(given := arguments.get("settings") or {}, wandb.Settings):
             arguments["settings"] = {**known, **given}
         if _other_runs():
@@ -227,10 +231,10 @@ class ResilientWandbLogger(WandbLogger):
             )
 
     def finish(self) -> None:
-        """End the W&B run; what is logged later starts it again."""
+        """End the W&B run, as failed if the last training was; what is logged later starts it again."""
         if self._experiment is not None and not self._ended:
             self._finishing = True
-            self._experiment.finish()
+            self._experiment.finish(exit_code=int(self._failed))
             self._finishing = False
             _ACTIVE.pop(self.record.id, None)
             self._experiment = self._experiment if self._ended else None
@@ -267,13 +271,16 @@ class ResilientWandbLogger(WandbLogger):
     @rank_zero_only
     def log_folder(self, folder: str | Path) -> None:
         """Upload the files that lie directly in a folder of reports as an artifact ``reports-<id>``."""
-        import wandb
+        self.experiment.log_artifact(reports(self.record.id, folder))
 
-        artifact = wandb.Artifact(f"reports-{self.record.id}", type="reports")
-        for path in sorted(Path(folder).iterdir()):
-            if path.is_file() and path.suffix in _REPORTS:
-                artifact.add_file(str(path), name=path.name)
-        self.experiment.log_artifact(artifact)
+    def _scan_and_log_checkpoints(self, checkpoint_callback: ModelCheckpoint) -> None:
+        super()._scan_and_log_checkpoints(without_false_best(checkpoint_callback))
+
+    @_surviving
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self._failed = status == "failed"
+        super().finalize(status)
 
     log_hyperparams = _surviving(WandbLogger.log_hyperparams)
     log_table = _surviving(WandbLogger.log_table)
@@ -283,7 +290,6 @@ class ResilientWandbLogger(WandbLogger):
     log_video = _surviving(WandbLogger.log_video)
     use_artifact = _surviving(WandbLogger.use_artifact)
     after_save_checkpoint = _surviving(WandbLogger.after_save_checkpoint)
-    finalize = _surviving(WandbLogger.finalize)
 
 
 def _forget_gone_service() -> None:

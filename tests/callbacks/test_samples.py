@@ -14,7 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_tuning import EMATeacherMixin, FixMatchMixin
+from lightning_tuning import (
+    AdaMatchMixin,
+    EMATeacherMixin,
+    FixMatchMixin,
+    FreeMatchMixin,
+    PseudoLabelMixin,
+    compose,
+)
 from lightning_tuning.callbacks import (
     AugmentedSamples,
     PredictionSamples,
@@ -158,7 +165,7 @@ def test_the_panel_shows_what_is_believed_and_whether_it_is_right(drawn, tmp_pat
     assert [m.training for m in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
     ((title, _, tiles),) = drawn
-    assert title == "epoch 1: 2 of 3 reach 0.9, 2 of these are right"
+    assert title == "epoch 1: 2 of 3 reach 0.9, 2 of these right"
     assert [tile[:3] for tile in tiles] == [("0  1.00", GOOD, True), ("1  0.98", GOOD, True), ("3  0.71", BAD, False)]
 
 
@@ -171,16 +178,59 @@ def test_the_panel_without_true_classes(drawn, tmp_path):
     assert (tmp_path / "pseudo_label_panel.png").is_file()
 
 
+def test_images_without_a_class_are_neither_right_nor_wrong(drawn, tmp_path):
+    parts = [{"weak": X[:4], "strong": X[:4], "target": torch.tensor(target)} for target in ([0, -1, 3, 1], [-1] * 4)]
+    for part in parts:
+        train = {"labeled": loader(size=5), "unlabeled": DataLoader([part], batch_size=None)}
+        fit(Learner(fixmatch_weight=1.0, ema_teacher_decay=None), PseudoLabelPanel(threshold=0.9), tmp_path, train)
+        fit(Learner(fixmatch_weight=1.0, ema_teacher_decay=None), AugmentedSamples(), tmp_path, train)
+    (some, _, tiles), (_, _, rows), (none, _, plain), _ = drawn
+    assert some == "epoch 0: 3 of 4 reach 0.9, 1 right of the 2 whose class is known"
+    assert [tile[1] for tile in tiles] == [GOOD, PLAIN, GOOD, BAD]
+    assert [tile[0] for tile in rows[4:8]] == ["weak: 0", "", "3", "1"]
+    assert none == "epoch 0: 3 of 4 reach 0.9"
+    assert {tile[1] for tile in plain} == {PLAIN}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "title"),
+    [
+        ({"fixmatch_weight": 1.0, "fixmatch_threshold": 0.6}, {}, "epoch 0: 4 of 4 reach 0.6, 1 of these right"),
+        ({"fixmatch_weight": 1.0, "fixmatch_threshold": 0.6}, {"threshold": 1.0}, "epoch 0: 0 of 4 reach 1"),
+        ({"fixmatch_weight": 0.0, "pseudo_label_weight": 1.0, "pseudo_label_threshold": 0.7}, {}, "0.7, 1 of these"),
+        ({"fixmatch_weight": 0.0, "freematch_weight": 1.0}, {}, "epoch 0: 3 of 4 reach 0.95, 1 of these right"),
+        ({"fixmatch_weight": 0.0, "adamatch_weight": 1.0, "adamatch_threshold": 0.1}, {}, "epoch 0: 3 of 4 reach 0.95"),
+    ],
+)
+def test_the_threshold_is_the_techniques(arguments, given, title, drawn, tmp_path):
+    techniques = (FixMatchMixin, FreeMatchMixin, AdaMatchMixin, PseudoLabelMixin)
+    net = compose(Net, *techniques)(
+        **{"freematch_weight": 0.0, "adamatch_weight": 0.0, "pseudo_label_weight": 0.0} | arguments
+    )
+    unlabeled = [{"weak": X[:4], "strong": X[:4], "target": torch.tensor([0, 0, 1, 1])}]
+    train = {"labeled": loader(size=5), "unlabeled": DataLoader(unlabeled, batch_size=None)}
+    fit(net, PseudoLabelPanel(**given), tmp_path, train)
+    assert title in drawn[0][0]
+
+
+def test_rows_of_unequal_length_stand_below_each_other(drawn, tmp_path):
+    train = {"labeled": loader(size=5), "unlabeled": DataLoader([(X[:2], X[:2])], batch_size=None)}
+    fit(Learner(fixmatch_weight=1.0, ema_teacher_decay=None), AugmentedSamples(n=4), tmp_path, train)
+    ((_, columns, tiles),) = drawn
+    assert columns == 2
+    assert [tile[0] for tile in tiles] == ["labeled: 0", "1", "weak", "", "strong", ""]
+
+
 def test_augmented_samples_have_a_row_for_each_view(drawn, tmp_path):
     fit(Learner(fixmatch_weight=1.0, ema_teacher_decay=None), AugmentedSamples(n=2), tmp_path, streams(), epochs=2)
     ((_, columns, tiles),) = drawn
     assert columns == 2
     assert [(tile[0], tile[3]) for tile in tiles] == [
-        ("labeled 0", X[0].flatten().tolist()),
+        ("labeled: 0", X[0].flatten().tolist()),
         ("1", X[1].flatten().tolist()),
-        ("weak 0", X[0].flatten().tolist()),
+        ("weak: 0", X[0].flatten().tolist()),
         ("1", X[1].flatten().tolist()),
-        ("strong 0", (X[0] + 1).flatten().tolist()),
+        ("strong: 0", (X[0] + 1).flatten().tolist()),
         ("1", (X[1] + 1).flatten().tolist()),
     ]
 

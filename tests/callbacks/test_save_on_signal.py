@@ -119,6 +119,13 @@ def test_the_file_stands_beside_the_users_checkpoints(tmp_path):
     assert (tmp_path / "mine" / "last.ckpt").is_file()
 
 
+def test_saving_says_nothing_of_lightnings_defaults(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.checkpoint_connector.log.info", said.append)
+    stopped(tmp_path, SendsSignal())
+    assert said == []
+
+
 def test_the_trainer_still_makes_its_own_checkpoint_callback(tmp_path):
     trainer = fit(tmp_path, max_epochs=1)
     assert sum(isinstance(callback, ModelCheckpoint) for callback in trainer.callbacks) == 1

@@ -39,7 +39,8 @@ def journal(folder):
 
 
 def test_the_run_lies_in_its_folder_with_all_that_the_journal_has(run, offline):
-    folder = run("fit", *WANDB, "--config=preset:cpu", "--trainer.logger.log_reports=true")
+    guard = ("--trainer.callbacks=FiniteGuard", "--trainer.callbacks.patience=4")
+    folder = run("fit", *WANDB, "--config=preset:cpu", "--trainer.logger.log_reports=true", *guard)
     path, values = history(folder)
     assert path.is_relative_to(folder / "wandb")
     assert values == pytest.approx(journal(folder))
@@ -47,6 +48,13 @@ def test_the_run_lies_in_its_folder_with_all_that_the_journal_has(run, offline):
     hparams = json.loads((folder / "hparams.json").read_text())
     assert config["presets"] == hparams["presets"] == ["cpu"]
     assert config["versions"] == hparams["versions"]
+    assert config["seed_everything"] == hparams["seed_everything"] == 0
+    assert config["data"] == hparams["data"] == {"class_path": "tests.cli.toy.ToyData", "init_args": {"batch_size": 8}}
+    assert config["trainer"] == hparams["trainer"]
+    assert "logger" not in config["trainer"]
+    assert config["trainer"]["max_epochs"] == 2
+    (guard,) = config["trainer"]["callbacks"]
+    assert (guard["class_path"], guard["init_args"]["patience"]) == ("lightning_tuning.FiniteGuard", 4)
     assert config["lr"] == 0.1
     (files,) = artifacts(path).values()
     assert {"summary.json", "curves.png", "metrics.jsonl", "config.yaml"} <= set(files)

@@ -140,3 +140,11 @@ class Frozen(ToyModel):
 
 class FrozenModel(L1Mixin, Frozen):
     """And a penalty on it."""
+
+
+class Masked(ToyModel):
+    """With a frozen parameter that is infinite by design, as attention masks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.tensor([0.0, -torch.inf]), requires_grad=False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -117,6 +118,27 @@ def test_confusion_matrix_and_its_picture(logits_and_ids, tmp_path):
     shown = {text.get_position()[::-1]: int(text.get_text()) for text in axes.texts}
     assert shown == {(i, j): n for (i, j), n in np.ndenumerate(expected) if n}
     np.testing.assert_allclose(axes.images[0].get_array()[:3], expected[:3] / expected[:3].sum(1, keepdims=True))
+
+
+def test_the_confusion_matrix_tells_the_names_of_the_classes(logits_and_ids, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: seen.append(figure))
+    data = LightningDataModule.from_datasets(test_dataset=loader(*logits_and_ids).dataset, batch_size=16)
+    data.class_names = ("four\n", "$o^$", "a long name of a class")
+    trainer(logger=CSVLogger(tmp_path, name="", version="")).test(identity(), datamodule=data, verbose=False)
+    axes, _ = seen[0].axes
+    names = [r"four\n", r"\$o^\$", "a long ...a class", "3"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == names
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    seen[0].canvas.draw()  # "$" begins no formula
+
+
+def test_a_full_disk_costs_the_picture_and_not_the_test(logits_and_ids, tmp_path):
+    (tmp_path / "confusion_matrix.png").mkdir()  # as good as a full disk: it cannot be written
+    run = trainer(logger=CSVLogger(tmp_path, name="", version=""))
+    with pytest.warns(UserWarning, match=r"confusion_matrix\.png was not written: Is a directory\."):
+        (values,) = run.test(identity(), loader(*logits_and_ids), verbose=False)
+    assert "test/accuracy" in values
 
 
 def test_many_classes_are_drawn_without_counts():

@@ -91,3 +91,9 @@ def test_many_parameter_groups_have_no_legend():
     (axes,) = draw_curves(rows).axes
     assert len(axes.get_lines()) == 9
     assert axes.get_legend() is None
+
+
+def test_steps_are_whole_numbers():
+    figure = draw_curves([{"step": step, "loss": 1.0} for step in range(3)])
+    figure.canvas.draw()
+    assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())

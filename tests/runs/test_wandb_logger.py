@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import wandb
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,7 +23,7 @@ from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.runs import JournalLogger, ResilientWandbLogger, read_journal
 from lightning_tuning.runs.facts import run_facts
 from lightning_tuning.runs.wandb_guard import NoRun
-from tests.helpers_wandb import artifacts, config_and_history, run_id, service_pid
+from tests.helpers_wandb import aliases, artifacts, config_and_history, exit_code, run_id, service_pid
 
 STEPS = 6
 
@@ -63,7 +64,7 @@ def fit(folder, logger, *callbacks, steps=STEPS, ckpt_path=None):
         log_every_n_steps=1,
         logger=[JournalLogger(folder), *([logger] if logger else [])],
         callbacks=list(callbacks),
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -175,6 +176,7 @@ def test_a_killed_service_costs_what_follows_at_wandb_and_nothing_else(offline, 
 
     def kill(trainer):
         logger.watch(trainer.model, log_freq=1)  # its hooks log within the backward pass
+        time.sleep(1.0)  # W&B hands on what it has ten times a second
         os.kill(service_pid(), signal.SIGKILL)
         time.sleep(0.3)
 
@@ -194,6 +196,8 @@ def test_a_killed_service_costs_what_follows_at_wandb_and_nothing_else(offline, 
     assert told[0].startswith("Weights & Biases ended at step 1 (Connection")
     assert told[0].endswith(f"`wandb sync {logger.experiment.sync_dir}`.")
     assert logger.record.step == 1
+    (left,) = offline.rglob("offline-run-*/*.wandb")
+    assert logged(left) == {line["step"]: line["loss"] for line in journal[:2]}  # as after a kill of both processes
 
     again = ResilientWandbLogger(save_dir=offline / "again", offline=True)
     assert fit(offline / "run2", again)[2] == []
@@ -262,6 +266,33 @@ def test_finish_ends_the_run_and_a_later_value_starts_it_again(offline):
     logger.log_metrics({"loss": 1.0}, step=0)
     assert logger.experiment is not run
     assert logger.experiment.id == run.id == logger.version
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_training_that_an_error_ended_has_failed_at_wandb_too(error, offline):
+    def end(trainer):
+        raise error
+
+    logger = ResilientWandbLogger(save_dir=offline / "a", offline=True)
+    with pytest.raises((ZeroDivisionError, SystemExit)):
+        fit(offline / "run", logger, At(2, end))
+    logger.finish()
+    assert exit_code(run_file(offline / "a")) == 1
+    mended = ResilientWandbLogger(save_dir=offline / "b", offline=True)
+    with pytest.raises((ZeroDivisionError, SystemExit)):
+        fit(offline / "run2", mended, At(2, end))
+    fit(offline / "run3", mended)
+    mended.finish()
+    assert exit_code(run_file(offline / "b")) == 0
+
+
+def test_best_is_what_a_metric_chose(online):
+    monitored = ModelCheckpoint(online / "c", "best", monitor="loss", every_n_train_steps=2)
+    last = ModelCheckpoint(online / "c", "last", every_n_train_steps=3)
+    logger = ResilientWandbLogger(save_dir=online, log_model=True)
+    fit(online / "run", logger, monitored, last)
+    logger.finish()
+    assert aliases(run_file(online)) == [("best.ckpt", ["best", "latest"]), ("last.ckpt", ["latest"])]
 
 
 def test_a_resumed_training_continues_its_run_and_repeats_no_value(offline, journal):

@@ -14,6 +14,8 @@ from torchmetrics.classification import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.figure import Figure
 
 _LARGEST_WITH_COUNTS = 30
@@ -62,13 +64,15 @@ class ClassificationMetrics(nn.Module):
             metric.reset()  # type: ignore[operator]
 
 
-def confusion_figure(counts: Tensor) -> Figure:
+def confusion_figure(counts: Tensor, names: Sequence[str] = ()) -> Figure:
     """Draw a confusion matrix as a heat map.
 
-    The colour is the share of the true class; the counts are written into the cells for up to 30 classes.
+    The colour is the share of the true class; for up to 30 classes the counts are written into the cells, and the names
+    beside them.
 
     Args:
         counts: ``[C, C]``, one row for each true class.
+        names: Of the classes; default: their ids.
     """
     from matplotlib.figure import Figure
 
@@ -80,7 +84,9 @@ def confusion_figure(counts: Tensor) -> Figure:
     image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix")
     if classes <= _LARGEST_WITH_COUNTS:
-        axes.set(xticks=range(classes), yticks=range(classes))
+        labels = list(names) or [str(k) for k in range(classes)]
+        axes.set_xticks(range(classes), labels, rotation=90 if max(map(len, labels)) > 3 else 0)
+        axes.set_yticks(range(classes), labels)
         for row, column in counts.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=colour, fontsize=9)
