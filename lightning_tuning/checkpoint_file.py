@@ -10,7 +10,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +22,15 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from lightning_tuning.errors import CheckpointError
+from lightning_tuning.named_code import refuse_code
 
 _ZIP = b"PK\x03\x04"
 _FOLDER = 0x10
 _OLD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """What torch.save's files of before torch 1.6 begin with; they hold no checksums."""
 
+_HYPER_PARAMETERS = ("hparams", "module_arguments", "hyper_parameters", "datamodule_hyper_parameters")
+"""Where Lightning looks for them, the first two in old checkpoints."""
 _ARGUMENTS = ("checkpoint_path", "map_location", "hparams_file", "strict", "weights_only")
 
 
@@ -38,7 +41,8 @@ def damage(path: str | Path) -> str | None:
     unseen. Here they are compared, once in a process as long as the file does not change.
 
     Args:
-        path: A file of ``torch.save``, or the folder that a sharded checkpoint is, which is left to Lightning.
+        path: A file of ``torch.save``, or the folder that a sharded checkpoint is: of one, only whether Lightning came
+            to writing its last file.
 
     Returns:
         The reason; None where nothing speaks against the file.
@@ -53,7 +57,11 @@ def damage(path: str | Path) -> str | None:
     """
     path = Path(path).absolute()
     if path.is_dir():
-        return None
+        if (path / "checkpoint").is_dir():  # DeepSpeed's
+            return None
+        if not (path / "meta.pt").exists():
+            return "it is a folder without meta.pt, which Lightning writes last"
+        return None if not (reason := damage(path / "meta.pt")) else f"of its file meta.pt, {reason}"
     try:
         status = path.stat()
         return _damage(path, status.st_size, status.st_mtime_ns)
@@ -169,7 +177,10 @@ def read_checkpoint(source: str | Path, map_location: Any = "cpu", weights_only:
         CheckpointError: The file is missing, damaged, no checkpoint, or holds code.
     """
     with checked(source, weights_only) as path:
-        content = torch.load(path, map_location=map_location, weights_only=weights_only is not False)
+        try:
+            content = torch.load(path, map_location=map_location, weights_only=weights_only is not False)
+        except (EOFError, RuntimeError) as error:  # a file of before torch 1.6 that was cut off, for one
+            raise CheckpointError(f"{source} cannot be read: {str(error).partition('. ')[0]}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{source} is no checkpoint: it holds a {type(content).__name__} and no dict.")
     return content
@@ -184,15 +195,43 @@ def load_checked(load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         **kwargs: Its arguments by name.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or holds code.
+        CheckpointError: The file is missing, damaged, holds code, or names code that is not imported already.
     """
     given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
-    weights_only = given.get("weights_only") is not False
+    weights_only = given["weights_only"] = given.get("weights_only") is not False
     source = given.pop("checkpoint_path")
     if not isinstance(source, (str, Path)):
-        return load(source, **{**given, "weights_only": weights_only})
+        if weights_only:
+            begin = source.tell()
+            _refuse_named_code(source, torch.load(source, map_location="cpu", weights_only=True), given)
+            source.seek(begin)
+        return load(source, **given)
     with checked(source, weights_only) as path:
-        return load(path, **{**given, "weights_only": weights_only})
+        if weights_only:
+            _refuse_named_code(source, read_head(path), given)
+        return load(path, **given)
+
+
+def read_head(path: Path) -> Any:
+    """A local checkpoint's content as data alone; its tensors stay on the disk as long as nobody reads them."""
+    with path.open("rb") as file:
+        mmap = file.read(len(_ZIP)) == _ZIP
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _refuse_named_code(source: Any, content: Any, given: Mapping[str, Any]) -> None:
+    """Lightning has jsonargparse make the arguments of a checkpoint that the command line wrote, or that says so."""
+    parts = [content.get(key) for key in _HYPER_PARAMETERS] if isinstance(content, dict) else []
+    arguments = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+    if "_instantiator" in arguments:
+        inert = {"_instantiator", "_class_path", *given}  # the first two are checked by Lightning itself
+        brought = {key: value for key, value in arguments.items() if key not in inert}
+        refuse_code(
+            source,
+            brought,
+            "hyper_parameters",
+            "give this argument to load_from_checkpoint, or import its class before",
+        )
 
 
 def refusal(error: Exception) -> str:

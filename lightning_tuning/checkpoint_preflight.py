@@ -34,15 +34,17 @@ def check_loadable(trainer: Trainer) -> None:
                 f"Hyper-parameters of {type(owner).__name__}: {found}. Write "
                 f"self.save_hyperparameters(ignore={list(bad)}) in its __init__, or pass a text or a number instead."
             )
-    states = [(callback, callback.state_dict()) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    if datamodule is not None:
-        states.append((datamodule, datamodule.state_dict()))
-    problems += [
-        f"The state of {type(owner).__name__}: {why}. Let its state_dict return texts, numbers and tensors, in "
-        "lists and dicts."
-        for owner, state in states
-        if (why := no_data(state))
-    ]
+    owners = [*trainer.callbacks, *([] if datamodule is None else [datamodule])]  # type: ignore[attr-defined]
+    for owner in owners:
+        try:
+            state = owner.state_dict()
+        except Exception:  # some have a state only when the training has begun
+            continue
+        if why := no_data(state):
+            problems.append(
+                f"The state of {type(owner).__name__}: {why}. Let its state_dict return texts, numbers and tensors, in "
+                "lists and dicts."
+            )
     if problems:
         raise InvalidValueError(
             "No checkpoint of this training could be loaded, for only data are loaded and no code. "

@@ -13,7 +13,6 @@ from lightning_tuning.checkpoint_file import read_checkpoint
 from lightning_tuning.cli_parser import default_name
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.runs.changed_arguments import changed_arguments, check_seed
-from lightning_tuning.runs.config import RunConfig
 from lightning_tuning.runs.find_checkpoint import find_checkpoint, model_of_checkpoint
 
 CKPT_PATH, RESUME = "--ckpt_path", "--resume"
@@ -44,14 +43,18 @@ def parse_with_checkpoint(
     config = parser.parse_args(args)
     settings = config[config.subcommand]
     settings.run.name = settings.run.name or default_name(settings.config, settings.model.class_path)
-    if settings.ckpt_path == "auto":
-        settings.ckpt_path = "last" if _has_run_before(settings.run) else None
     path = find_checkpoint(settings.ckpt_path, settings.run)
     changed: dict[str, tuple[Any, Any]] = {}
     if path is None:
+        settings.ckpt_path = None if settings.ckpt_path == "auto" else settings.ckpt_path
         return config, changed
     if not Path(path).is_dir():
-        content = read_checkpoint(path)
+        content = read_checkpoint(path, weights_only=settings.weights_only)
+        if config.subcommand == "fit" and "optimizer_states" not in content:
+            raise InvalidValueError(
+                f"ckpt_path is {str(path)!r}, which has weights alone: no training can go on from it. Load it in "
+                "Python with load_from_checkpoint to begin a new one with its weights."
+            )
         if config.subcommand == "fit" and (seed := _seed_given(settings, args, default_seed)) is not None:
             check_seed(seed, content.get("exact_resume"))
         if model := model_of_checkpoint(path, content, getattr(settings.model, "class_path", None)):
@@ -62,10 +65,6 @@ def parse_with_checkpoint(
             changed = changed_arguments(model["init_args"], settings.model.init_args.as_dict())
     settings.ckpt_path = str(path)
     return config, changed
-
-
-def _has_run_before(run: RunConfig) -> bool:
-    return any(Path(run.dir, run.name or "").glob("*/checkpoints/last.ckpt"))
 
 
 def _seed_given(settings: Any, args: Sequence[str], default: Any) -> int | bool | None:

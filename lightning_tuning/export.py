@@ -18,8 +18,8 @@ from lightning_tuning import __version__
 from lightning_tuning.checkpoint_file import read_checkpoint
 from lightning_tuning.errors import CheckpointError, InvalidValueError, check_choice
 from lightning_tuning.export_program import PROGRAMS, export_program
-from lightning_tuning.runs.checkpoint_io import whole_file
-from lightning_tuning.runs.find_checkpoint import may_be_named, names_of_code
+from lightning_tuning.named_code import may_be_named, names_of_code
+from lightning_tuning.whole_file import whole_file
 
 Weights = Literal["stored", "raw", "average", "teacher"]
 _KEY = "lightning_tuning"
@@ -106,7 +106,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {})[_KEY])
+            metadata = json.loads((file.metadata() or {})[_KEY])
+            if not isinstance(metadata["arguments"], dict):
+                raise ValueError("its arguments are none")
+            return metadata
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is no file of lightning-tuning export: {error}") from error
 
@@ -153,7 +156,7 @@ def _state(content: Mapping[str, Any], weights: Weights, source: str) -> dict[st
     # Without the teacher's count of updates too, by which a module would expect a teacher.
     state = {key: value for key, value in stored.items() if not key.startswith((_TEACHER, "ema_teacher_updates"))}
     states = [part for part in content.get("callbacks", {}).values() if isinstance(part, dict)]
-    raw = next((part["raw"] for part in states if part.get("raw") is not None), None)
+    raw = next((part["raw"] for part in states if isinstance(part.get("raw"), dict)), None)
     if weights == "teacher":
         if not teacher:
             raise CheckpointError(f"{source} has no EMA teacher. Its weights are called stored or raw.")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import evaluating
-from lightning_tuning.runs.checkpoint_io import whole_file
+from lightning_tuning.whole_file import whole_file
 
 PROGRAMS = (".pt2", ".onnx")
 

@@ -153,8 +153,21 @@ def test_a_file_is_read_again_when_it_changed(path):
     assert damage(path) is not None
 
 
-def test_a_folder_is_left_to_lightning(tmp_path):
+def test_a_sharded_checkpoint_is_whole_when_its_last_file_is(tmp_path):
+    assert damage(tmp_path) == "it is a folder without meta.pt, which Lightning writes last"
+    torch.save({}, tmp_path / "meta.pt")
     assert damage(tmp_path) is None
+    truncate(tmp_path / "meta.pt", 30)
+    assert damage(tmp_path) == "of its file meta.pt, it is cut off"
+    (tmp_path / "deepspeed.ckpt" / "checkpoint").mkdir(parents=True)
+    assert damage(tmp_path / "deepspeed.ckpt") is None
+
+
+def test_a_file_of_an_old_torch_that_was_cut_off(tmp_path):
+    torch.save(content(), tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    truncate(tmp_path / "old.ckpt", 10)
+    with pytest.raises(CheckpointError, match=r"old\.ckpt cannot be read: unexpected EOF"):
+        read_checkpoint(tmp_path / "old.ckpt")
 
 
 def test_local_paths():

@@ -114,3 +114,19 @@ def test_without_checkpoints_nothing_is_refused(tmp_path):
     net = Net(root=Path("a"))
     fit(tmp_path, net, keep=False)
     assert net.steps == 2
+
+
+class Late(Stateful):
+    """Has a state as soon as the training has begun."""
+
+    def __init__(self):
+        pass
+
+    def on_train_start(self, trainer, pl_module):
+        self.state = {"steps": 3}
+
+
+def test_a_state_that_comes_later_is_not_asked_for(tmp_path):
+    net = Net()
+    fit(tmp_path, net, None, Late())
+    assert net.steps == 2

@@ -175,3 +175,16 @@ def test_the_command(averaged, tmp_path, monkeypatch, capsys):
     assert main(["export", "--ckpt_path=a.ckpt", "--weights=techer"]) == 2
     assert "expected one of 'stored', 'raw', 'average', 'teacher'; got techer" in capsys.readouterr().err
     assert not Path("model.safetensors").exists()
+
+
+def test_a_callback_of_the_users_with_a_state_of_that_name(averaged, tmp_path):
+    path = tmp_path / "mine.ckpt"
+    torch.save({**averaged, "callbacks": {"Mine": {"raw": 5}, **averaged["callbacks"]}}, path)
+    state = load_file(export(str(path), str(tmp_path / "raw.safetensors"), "raw"))
+    assert torch.equal(state["layer.weight"], weights_of(averaged, "raw"))
+
+
+def test_a_header_without_arguments(tmp_path):
+    save_file({"w": torch.zeros(2)}, tmp_path / "a.safetensors", {"lightning_tuning": '{"arguments": 3}'})
+    with pytest.raises(CheckpointError, match=r"is no file of lightning-tuning export: its arguments are none"):
+        load_exported(tmp_path / "a.safetensors", ToyModel)

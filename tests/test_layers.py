@@ -21,7 +21,7 @@ LAYERS = (
     ("modules", "resume", "export_program"),
     ("mixins", "callbacks", "data", "runs"),
     ("timing", "checkpoint_file", "checkpoint_preflight"),
-    ("functional",),
+    ("functional", "named_code", "whole_file"),
     ("errors",),
 )
 """From top to bottom. A package may import what stands below it and itself."""

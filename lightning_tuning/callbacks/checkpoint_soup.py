@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,6 +17,7 @@ from torch import Tensor
 from lightning_tuning.checkpoint_file import read_checkpoint
 from lightning_tuning.errors import InvalidValueError, NoEffectError, check_choice
 from lightning_tuning.functional import greedy_soup, uniform_soup
+from lightning_tuning.whole_file import write_whole
 
 from ._averaging import AveragingCallback
 from ._candidates import (
@@ -206,7 +206,7 @@ class CheckpointSoup(Callback):
         check_alike((files[0], states[0]), states.named(), "CheckpointSoup")
         first = read_checkpoint(files[0])
         kept = {key: value for key, value in first.items() if key not in _TRAINING_STATE}
-        torch.save({**kept, "state_dict": uniform_soup(states)}, path)
+        write_whole({**kept, "state_dict": uniform_soup(states)}, Path(path))
 
 
 class _States(Sequence):

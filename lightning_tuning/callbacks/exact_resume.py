@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.loops import _FitLoop
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -18,7 +19,7 @@ from torch import Tensor
 from lightning_tuning.checkpoint_preflight import check_loadable
 from lightning_tuning.errors import CheckpointError, InvalidValueError
 
-from ._epoch_means import restore_sums, sums_of_ranks
+from ._epoch_means import finished_metrics, reset_metrics, restore_sums, sums_of_ranks
 
 _MASK = (1 << 64) - 1
 _STATE_KEY = "exact_resume"
@@ -85,11 +86,12 @@ class ExactResume(Callback):
         self._seed_device: Callable[[int], Any] | None = None
         self._metrics: dict[str, Tensor] = {}
         self._sums: list[dict[str, Any]] = []
+        self._finished: list[str] = []
         self._reopened = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._key = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        self._metrics, self._sums, self._reopened = {}, [], False
+        self._metrics, self._sums, self._finished, self._reopened = {}, [], [], False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _check_ranks_agree(trainer)
@@ -97,8 +99,13 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         metrics = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
-        sums = sums_of_ranks(trainer, pl_module) if _is_within_epoch(trainer.fit_loop) else []
-        checkpoint[_STATE_KEY] = {"seed": self._key, "metrics": metrics, "sums": sums}
+        within_epoch = _is_within_epoch(trainer.fit_loop)
+        sums = sums_of_ranks(trainer, pl_module) if within_epoch else []
+        finished = finished_metrics(trainer, within_epoch)
+        epoch_loop = trainer.fit_loop.epoch_loop
+        is_cut = trainer.should_stop or 0 <= epoch_loop.max_steps <= epoch_loop.global_step
+        state = {"seed": self._key, "metrics": metrics, "sums": sums, "finished": finished, "is_cut": is_cut}
+        checkpoint[_STATE_KEY] = state
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get(_STATE_KEY)
@@ -113,7 +120,8 @@ class ExactResume(Callback):
                 f" uninterrupted run. Write seed={state['seed']} or leave the seed out."
             )
         self._metrics, self._sums = state["metrics"], state.get("sums", [])
-        self._reopened = _reopen_epoch(checkpoint["loops"]["fit_loop"])
+        self._finished = state.get("finished", [])
+        self._reopened = state.get("is_cut", True) and _reopen_epoch(checkpoint["loops"]["fit_loop"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         device = trainer.strategy.root_device
@@ -121,6 +129,8 @@ class ExactResume(Callback):
         if trainer.fit_loop.is_resuming:
             metrics = {name: value.to(device) for name, value in self._metrics.items()}
             trainer._logger_connector._callback_metrics.update(metrics)
+            reset_metrics(pl_module, self._finished)
+            _note_saved(trainer)
             _mend_epoch_end(trainer.fit_loop, self._reopened)
         self._seed_before_loader(trainer)
 
@@ -157,6 +167,10 @@ class ExactResume(Callback):
             if keeps_iterator and not any(hasattr(loader, "load_state_dict") for loader in loaders):
                 iter(data_fetcher)
             on_run_start(epoch_loop, data_fetcher)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if fit_loop.is_resuming and isinstance(callback, GradientAccumulationScheduler):
+                    # Lightning does this where an epoch begins, not where it goes on.
+                    trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(trainer.current_epoch)
             if fit_loop.is_resuming and self._sums:
                 restore_sums(trainer, trainer.lightning_module, self._sums)
             if epoch_loop._is_training_done and not epoch_loop._should_check_val_fx(data_fetcher):
@@ -188,6 +202,14 @@ def _check_ranks_agree(trainer: Trainer) -> None:
             "have to see one folder of runs (run.dir): put it on a file system that they share, or give --ckpt_path a "
             "file that each of them has."
         )
+
+
+def _note_saved(trainer: Trainer) -> None:
+    """Let callbacks that save every so many steps know that this step's checkpoint is there: they would save again on
+    the next batch, which may lie within an accumulation window."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps and callback.monitor is None:
+            callback._last_global_step_saved = trainer.global_step
 
 
 def _mend_epoch_end(fit_loop: _FitLoop, reopened: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from itertools import count
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_tuning.checkpoint_file import checked
@@ -26,6 +25,7 @@ from lightning_tuning.functional import (
     power_shares,
 )
 from lightning_tuning.timing.durations import check_duration, duration_of
+from lightning_tuning.whole_file import write_whole
 
 from ._averaging import AveragingCallback
 from ._candidates import metric_of, refuse_restoring, save_checkpoint, validation_metrics
@@ -157,13 +157,17 @@ class PostHocEMA(AveragingCallback):
         if self._average is None or str(path) in self._stored:
             return
         averages = [average.values() for average in (self._average, *self._others)]
+        is_written = True
         if trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._set_aside(path.parent, everything=trainer.ckpt_path is None and not self._stored)
-            part = path.with_suffix(".part")
-            torch.save({"updates": self._updates, "gammas": self._gammas, "averages": averages}, part)
-            os.replace(part, path)
-        self._stored.append(str(path))
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._set_aside(path.parent, everything=trainer.ckpt_path is None and not self._stored)
+                write_whole({"updates": self._updates, "gammas": self._gammas, "averages": averages}, path)
+            except (OSError, RuntimeError) as error:  # torch has its own for some cases of a full disk
+                is_written = False
+                rank_zero_warn(f"PostHocEMA: {path} was not written: {error}. The averages are made without it.")
+        if trainer.strategy.broadcast(is_written):
+            self._stored.append(str(path))
 
     def _set_aside(self, folder: Path, everything: bool) -> None:
         """Move files of an earlier run or of steps that were taken back: :meth:`reconstruct` would mix them in."""

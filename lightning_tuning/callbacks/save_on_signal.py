@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import distributed
 
+from lightning_tuning.checkpoint_file import local_path
 from lightning_tuning.errors import InvalidValueError
 
 EXIT_CODE = 128 + signal.SIGTERM
@@ -52,13 +54,14 @@ class SaveOnSignal(Callback):
         if not filename or Path(filename).name != filename:
             raise InvalidValueError(f"filename is {filename!r}; it must be the name of one file, without a folder.")
         self.filename = filename
-        self.saved: Path | None = None
+        self.saved: Path | str | None = None
         """The checkpoint written on a signal, or None."""
         self._asked = 0
+        self._has_saved = False
         self._users: dict[int, Callable[..., Any]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._asked, self.saved = 0, None
+        self._asked, self.saved, self._has_saved = 0, None, False
         # Behind all others, whose states the checkpoint holds. A `Checkpoint` would come last too, but in place of the
         # ModelCheckpoint that the Trainer makes unless it is given one.
         trainer.callbacks = [*(c for c in trainer.callbacks if c is not self), self]  # type: ignore[attr-defined]
@@ -88,7 +91,7 @@ class SaveOnSignal(Callback):
             self._obey(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException) and self.saved is None and trainer.validating:
+        if isinstance(exception, SIGTERMException) and not self._has_saved and trainer.validating:
             # The other callbacks have put the module back by now.
             _rewind_to_batch_end(trainer)
             self._save(trainer)
@@ -102,6 +105,8 @@ class SaveOnSignal(Callback):
         if self._users or threading.current_thread() is not threading.main_thread():
             return
         connector = trainer._signal_connector
+        if connector.received_sigterm:  # before this; Lightning would end within the first window and save nothing
+            self._asked, connector.received_sigterm = _STOP, False
         original = connector._original_handlers.get(signal.SIGTERM)
         self._users[signal.SIGTERM] = original if callable(original) else _nothing
         signal.signal(signal.SIGTERM, self._note_stop)
@@ -148,10 +153,14 @@ class SaveOnSignal(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-        folder = Path(folders[0]) if folders else Path(trainer.default_root_dir, "checkpoints")
-        path = folder / f"{self.filename}.ckpt"
+        folder = str(folders[0]) if folders else os.path.join(trainer.default_root_dir, "checkpoints")
+        path = os.path.join(folder, f"{self.filename}.ckpt")
         trainer.save_checkpoint(path, weights_only=False)
-        self.saved = path
+        self._has_saved = True
+        if getattr(trainer.strategy.checkpoint_io, "failed", None) == path:  # SafeCheckpointIO has said why
+            rank_zero_info(f"A signal came at step {trainer.global_step}, and no checkpoint was written.")
+            return
+        self.saved = path if local_path(path) is None else Path(path)
         rank_zero_info(f"A signal came: saved {path} at step {trainer.global_step}.")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
+
+from lightning_tuning.checkpoint_file import load_checked
 
 _OF_SETUP = (
     *("samples", "labels", "num_classes", "class_names", "in_channels", "num_features", "feature_names", "vocab"),
@@ -25,6 +28,12 @@ class PlainDataModule(LightningDataModule):
         caller = currentframe() if frame is None else None
         super().save_hyperparameters(*args, frame=caller.f_back if caller else frame, **kwargs)
         self._set_hparams({name: _as_data(value) for name, value in self.hparams.items()})
+
+    @_restricted_classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's; but the file's checksums are compared, and only data are unpickled unless a local file comes
+        with ``weights_only=False``."""
+        return load_checked(super().load_from_checkpoint, *args, **kwargs)
 
     if not TYPE_CHECKING:
 

@@ -30,8 +30,8 @@ _CAUSES = {
     "callback": "the callback's state_dict leaves something out, or its load_state_dict does not put it back.",
     "progress": "the loop goes on at another place: the checkpoint was written outside of the Trainer's usual moments.",
     "logged": (
-        "a metric that is gathered outside of what checkpoints hold: a torchmetrics object whose states are not "
-        "persistent (metric.persistent(True)), a list or a sum in Python."
+        "a metric that is gathered outside of what checkpoints hold: a torchmetrics object that is not logged as such "
+        "and not persistent (metric.persistent(True)), a list or a sum in Python."
     ),
 }
 _LATER = (

@@ -126,6 +126,9 @@ class _Check:
         watch = Watch(folder, log, leg, saves)
         window = kwargs.get("accumulate_grad_batches") or 1
         kwargs["limit_train_batches"] = self.batches or max(4, 2 * window + window // 2)
+        interval = kwargs.get("val_check_interval")
+        if isinstance(interval, int) and kwargs.get("check_val_every_n_epoch", 1) is not None:
+            kwargs["val_check_interval"] = min(interval, kwargs["limit_train_batches"])
         kwargs["limit_val_batches"] = 0 if kwargs.get("limit_val_batches") == 0 else 2
         kwargs.update(_OWN, callbacks=[*callbacks, watch], logger=log, default_root_dir=str(folder))
         # The checkpoint is the check's own, whatever the user's module puts into it.
@@ -161,6 +164,8 @@ class _Check:
             return MomentResult(moment, problem="no checkpoint was written. Add SaveOnSignal() to the callbacks.")
         if moment == "validation end":
             return MomentResult(moment, unreached="there is no validation.")
+        if moment == "last batch":
+            return MomentResult(moment, unreached="the data have fewer batches than an epoch is to have here.")
         return MomentResult(moment, unreached="an epoch has no middle where an optimizer step ends.")
 
     def _compare(self, name: str, moment: str) -> Difference | None:

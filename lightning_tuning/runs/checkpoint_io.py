@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import glob
-import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -18,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils._pytree import tree_iter
 
 from lightning_tuning.checkpoint_file import local_path, read_checkpoint
+from lightning_tuning.whole_file import write_whole
 
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-_NOT_OFFERED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -53,7 +51,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             path: Its path.
             storage_options: Nothing, as in ``TorchCheckpointIO``.
         """
-        local = local_path(path)
+        local, earlier = local_path(path), sys.exc_info()[1]
         try:
             if local is None or storage_options is not None:
                 self._tell_of_remote(path)
@@ -61,7 +59,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             else:
                 write_whole(checkpoint, local)
         except Exception as error:
-            refused = next((e for e in _chain(error) if isinstance(e, OSError)), None)
+            refused = next((e for e in _chain(error, earlier) if isinstance(e, OSError)), None)
             if refused is None:
                 raise
             self._warn(refused, checkpoint, path, local)
@@ -101,7 +99,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             return  # one warning until a checkpoint is written again
         space = ""
         if error.errno in _NO_SPACE and local is not None:
-            free = shutil.disk_usage(local.parent).free
+            free = shutil.disk_usage(next(folder for folder in local.parents if folder.is_dir())).free
             space = f" It needs {_megabytes(_size(checkpoint))}, and {_megabytes(free)} are free there."
         rank_zero_warn(
             f"The checkpoint {path} was not written: {error.strerror or error}.{space} Training goes on, and earlier "
@@ -114,58 +112,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
             rank_zero_info(f"{path} is remote: it is written in Lightning's way, without fsync and rename.")
 
 
-def write_whole(content: Any, path: Path) -> None:
-    """``torch.save`` by way of :func:`whole_file`.
-
-    Raises:
-        OSError: The system refuses to write. (Or a RuntimeError in its context: torch has its own for some cases.)
-    """
-    with whole_file(path) as file:
-        torch.save(content, file)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, that takes its name at the context's end: at any time, also after a power cut, there is the old
-    file of this name or the new one, and after an error the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            _sync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        # Also what a killed process left of the same file.
-        for rest in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            rest.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync(descriptor: int) -> None:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NOT_OFFERED:  # by some network file systems
-            raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the new name onto the disk, where the system lets a folder be opened."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        _sync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it was raised from or during."""
-    while error is not None:
+def _chain(error: BaseException | None, earlier: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it was raised from or during, up to one that was under way before."""
+    while error is not None and error is not earlier:
         yield error
         error = error.__cause__ or error.__context__
 

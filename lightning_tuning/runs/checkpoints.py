@@ -6,10 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
+
+from lightning_tuning.checkpoint_file import damage
+from lightning_tuning.whole_file import whole_file
 
 from .checkpoint_io import SafeCheckpointIO
 
@@ -40,17 +43,46 @@ class RunCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=at_epoch_end,
         )
 
+        self._earlier: dict[str, Any] | None = None
+        """The state in a checkpoint of another folder."""
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["dirpath"] == self.dirpath or self.dirpath is None:
-            return super().load_state_dict(state_dict)
-        old = Path(state_dict["best_model_path"])
-        if self.monitor is None or not old.is_file():
-            return None
-        new = str(Path(self.dirpath, old.name))
-        self._copy(old, new)
-        score = state_dict["best_model_score"]
+            super().load_state_dict(state_dict)
+        elif self.monitor is not None and state_dict["best_model_path"]:
+            self._earlier = state_dict
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self._earlier is not None:
+            self._carry_over(trainer, self._earlier)
+            self._earlier = None
+
+    def _carry_over(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        """Copy the best checkpoint of the run that is resumed; without it its score is not the best of this one."""
+        old = Path(state["best_model_path"])
+        new = str(Path(self.dirpath or "", old.name))
+        problem = self._copy([old, Path(str(trainer.ckpt_path)).with_name(old.name)], Path(new))
+        if problem := trainer.strategy.broadcast(problem):
+            rank_zero_warn(f"The best checkpoint so far, {old}, does not count any more: {problem}.")
+            return
+        score = state["best_model_score"]
         kept = {"dirpath": self.dirpath, "best_model_path": new, "kth_best_model_path": new, "last_model_path": ""}
-        return super().load_state_dict({**state_dict, **kept, "best_k_models": {new: score}, "kth_value": score})
+        super().load_state_dict({**state, **kept, "best_k_models": {new: score}, "kth_value": score})
+
+    @staticmethod
+    @rank_zero_only
+    def _copy(places: list[Path], new: Path) -> str | None:
+        """Copy the first of these files that exists. Why it was not copied, if so."""
+        old = next((place for place in places if place.is_file()), places[0])
+        if reason := damage(old):
+            return reason
+        try:
+            with old.open("rb") as content, whole_file(new) as file:
+                shutil.copyfileobj(content, file, 2**20)
+        except OSError as error:
+            return f"it could not be copied ({error.strerror or error})"
+        return None
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """As ModelCheckpoint's; but a checkpoint that could not be written is not the best one."""
@@ -61,12 +93,6 @@ class RunCheckpoint(ModelCheckpoint):
         if trainer.strategy.broadcast(failed):  # rank 0 alone writes
             for name, value in before.items():
                 setattr(self, name, value)
-
-    @staticmethod
-    @rank_zero_only
-    def _copy(old: Path, new: str) -> None:
-        Path(new).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(old, new)
 
 
 def default_checkpoints(monitor: str | None, mode: str | None) -> list[ModelCheckpoint]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_tuning.checkpoint_file import damage, local_path, read_checkpoint
+from lightning_tuning.checkpoint_file import checked, damage, local_path, read_head
 from lightning_tuning.errors import CheckpointError, InvalidValueError, did_you_mean
+from lightning_tuning.named_code import refuse_code
 
 from .config import RunConfig
-
-_MAY_BE_NAMED = (nn.Module, Optimizer, LRScheduler)
 
 
 def find_checkpoint(given: str | Path | None, run: RunConfig) -> Path | str | None:
@@ -26,17 +20,21 @@ def find_checkpoint(given: str | Path | None, run: RunConfig) -> Path | str | No
 
     Args:
         given: A path, an address, ``last`` for the newest whole checkpoint of this experiment's runs (a run's
-            ``last.ckpt`` if it is whole), or ``best`` for the newest ``best.ckpt``.
+            ``last.ckpt`` if it is whole), ``auto`` for the same if there is one, or ``best`` for the newest
+            ``best.ckpt``.
         run: The run's settings.
 
     Raises:
         InvalidValueError: There is no such checkpoint.
         CheckpointError: It is damaged, and for ``last`` so are all others.
     """
-    if given is None or given == "hpc" or str(given).startswith("registry"):
+    if given is None or given == "hpc" or str(given).lower().partition(":")[0] == "registry":
         return None
-    if given == "last":
-        return newest_whole(run)
+    if given in ("last", "auto"):
+        path = newest_whole(run)
+        if path is None and given == "last":
+            raise InvalidValueError(f"ckpt_path is 'last', but there is no {_pattern('last', run)}.")
+        return path
     if given == "best":
         path, wanted = max(_named("best", run), key=_time, default=None), str(_pattern("best", run))
     elif "://" in str(given):
@@ -57,29 +55,37 @@ def find_checkpoint(given: str | Path | None, run: RunConfig) -> Path | str | No
     return path
 
 
-def newest_whole(run: RunConfig) -> Path:
-    """The newest checkpoint of this experiment that a run can go on from.
+def newest_whole(run: RunConfig) -> Path | None:
+    """The newest checkpoint of this experiment that a training can go on from; None if there is none.
 
-    The ``last.ckpt`` of the newest run that has one; if it is damaged the newest other checkpoint of that run, then
-    those of earlier runs. A warning names each that is passed over.
+    That of the newest run: its ``last.ckpt``, or the newest other one that has more than weights. If all of it is
+    damaged, those of earlier runs. A warning names each that is passed over.
 
     Raises:
-        InvalidValueError: There is no ``last.ckpt``.
         CheckpointError: No checkpoint is whole.
     """
     damaged: dict[Path, str] = {}
-    for last in sorted(_named("last", run), key=_time, reverse=True):
-        for path in (last, *_others(last)):
+    for paths in _of_runs(run):
+        for path in paths:
             if reason := damage(path):
                 damaged[path] = reason
-            elif path == last or "optimizer_states" in read_checkpoint(path):
+            elif has_training_state(path):
                 for other, why in damaged.items():
                     rank_zero_warn(f"{other} is no whole checkpoint: {why}. Going on from {path}.")
                 return path
     if damaged:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in damaged.items())
         raise CheckpointError(f"ckpt_path is 'last', but no checkpoint is whole. {reasons}. Nothing was started.")
-    raise InvalidValueError(f"ckpt_path is 'last', but there is no {_pattern('last', run)}.")
+    return None
+
+
+def has_training_state(path: Path) -> bool:
+    """Whether a checkpoint has more than weights. Of a folder, a sharded one, that is taken for granted."""
+    if path.is_dir():
+        return True
+    with checked(path):
+        content = read_head(path)
+    return isinstance(content, dict) and "optimizer_states" in content
 
 
 def model_of_checkpoint(
@@ -105,42 +111,8 @@ def model_of_checkpoint(
         )
         return None
     arguments = {key: value for key, value in hparams.items() if key not in ("_class_path", "_instantiator")}
-    for place, name in names_of_code(arguments, "model"):
-        if not may_be_named(name):
-            raise CheckpointError(
-                f"{source} sets {place} to {name!r}, which is neither a network, an optimizer nor a scheduler that is "
-                "imported already. A checkpoint may not say what is imported: write this argument yourself, or train "
-                "anew."
-            )
+    refuse_code(source, arguments, "model", "write this argument yourself, or train anew")
     return {"class_path": class_path, "init_args": arguments}
-
-
-def names_of_code(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """The places in arguments that hold an import path, and the paths."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from names_of_code(item, f"{place}.{key}")
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            yield from names_of_code(item, f"{place}.{number}")
-    elif isinstance(value, str) and (place.endswith(".class_path") or _is_import_path(value)):
-        yield place, value
-
-
-def _is_import_path(text: str) -> bool:
-    """Whether a text of several names with dots between them begins with a module that can be imported."""
-    root, *names = text.split(".")
-    if not names or not all(name.isidentifier() for name in (root, *names)):
-        return False
-    spec = sys.modules[root].__spec__ if root in sys.modules else find_spec(root)
-    return spec is not None and spec.origin is not None
-
-
-def may_be_named(path: str) -> bool:
-    """Whether an import path in a checkpoint is that of a network, optimizer or scheduler which is imported already."""
-    module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    return isinstance(found, type) and issubclass(found, _MAY_BE_NAMED)
 
 
 def _pattern(name: str, run: RunConfig) -> Path:
@@ -151,10 +123,25 @@ def _named(name: str, run: RunConfig) -> Iterator[Path]:
     return Path(run.dir, run.name or "").glob(f"*/checkpoints/{name}.ckpt")
 
 
+def _of_runs(run: RunConfig) -> list[list[Path]]:
+    """The checkpoints of each run, the newest run first, and of a run first the last one, then the newest."""
+    found = []
+    for folder in Path(run.dir, run.name or "").glob("*/checkpoints"):
+        last = folder / "last.ckpt"
+        paths = [*([last] if last.exists() else []), *_others(last)]
+        if paths:
+            found.append(paths)
+    return sorted(found, key=lambda paths: _time(paths[0]), reverse=True)
+
+
 def _others(path: Path) -> list[Path]:
-    """The other checkpoints of a run, the newest first."""
-    return sorted((other for other in path.parent.glob("*.ckpt") if other != path), key=_time, reverse=True)
+    """The other checkpoints of a run, the newest first; not links to nothing."""
+    others = (other for other in path.parent.glob("*.ckpt") if other != path and other.exists())
+    return sorted(others, key=_time, reverse=True)
 
 
 def _time(path: Path) -> float:
-    return path.stat().st_mtime
+    try:
+        return path.stat().st_mtime
+    except OSError:  # removed by a run that is under way
+        return 0.0

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_tuning.checkpoint_file import read_head
 from lightning_tuning.errors import CheckpointError, InvalidValueError
 
 from .journal import write_json
@@ -91,9 +91,11 @@ def record_of_checkpoint(path: str | Path) -> RunRecord | None:
     """
     if not Path(path).is_file():
         raise InvalidValueError(f"ckpt_path is {str(path)!r}, but there is no such file.")
-    state = torch.load(path, weights_only=True, map_location="cpu", mmap=True).get(KEY)
+    state = read_head(Path(path)).get(KEY)
     if state is None:
         return None
+    if not _is_record(state):
+        raise CheckpointError(f"{path} holds something else than the record of a W&B run. It was changed.")
     if Path(state["id"]).name != state["id"]:
         raise CheckpointError(f"{path} names {state['id']!r} as its W&B run, which is no id of a run. It was changed.")
     for file in state["files"]:
@@ -109,8 +111,20 @@ def _read(file: str, run: str) -> dict[str, Any] | None:
         content: Any = json.loads(Path(file).read_text()) if Path(file).is_file() else None
     except (OSError, ValueError):
         return None
-    is_record = isinstance(content, dict) and content.keys() == {part.name for part in fields(RunRecord)}
-    return content if is_record and content["id"] == run else None
+    return content if _is_record(content) and content["id"] == run else None
+
+
+def _is_record(content: Any) -> bool:
+    """Whether it is what :meth:`RunRecord.state` gives."""
+    return (
+        isinstance(content, dict)
+        and content.keys() == {part.name for part in fields(RunRecord)}
+        and isinstance(content["id"], str)
+        and all(isinstance(content[name], (str, type(None))) for name in ("project", "entity"))
+        and isinstance(content["step"], int)
+        and all(isinstance(content[name], list) for name in ("names", "files"))
+        and all(isinstance(text, str) for text in (*content["names"], *content["files"]))
+    )
 
 
 class KeepRecord(Callback):

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_tuning.callbacks import ExactResume
 from lightning_tuning.callbacks.exact_resume import hash_counters
@@ -121,7 +121,7 @@ def fit(
         enable_model_summary=False,
         **{"max_epochs": EPOCHS} | settings,
     )
-    train = loader or DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=workers)
+    train = DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=workers) if loader is None else loader
     val = DataLoader(Noisy(), batch_size=4, num_workers=workers)
     trainer.fit(module, train, val, ckpt_path=resume, weights_only=None if resume is None else True)
     return trainer
@@ -364,3 +364,40 @@ def test_mix_spreads_neighbouring_counters() -> None:
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.04  # 5 standard deviations of a fair coin
     changed = bits[1:] != bits[:-1]
     assert abs(changed.mean() - 0.5) < 0.01
+
+
+class Endless(IterableDataset):
+    """Fewer batches than ``limit_train_batches`` allows, which nobody knows beforehand."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([Noisy()[index] for index in range(4 * 3)])
+
+
+@pytest.mark.parametrize("limit", [None, 8])
+def test_an_epoch_that_the_data_end(limit: int | None, tmp_path: Path) -> None:
+    """It is no epoch that was cut short."""
+    runs: list[Any] = []
+    for folder, resume in (("a", None), ("b", f"{tmp_path}/a/step=3.ckpt")):
+        net = Net()
+        settings = {"loader": DataLoader(Endless(), batch_size=4), "resume": resume, "limit_train_batches": limit}
+        trainer = fit(tmp_path / folder, net, ExactResume(3), **settings, checkpoint={"save_on_train_epoch_end": True})
+        runs.append((net, trainer.global_step))
+    assert runs[0][1] == runs[1][1] == 3 * EPOCHS
+    assert equal(runs[0][0], runs[1][0])
+
+
+def test_no_checkpoint_within_a_window_behind_a_resume(tmp_path: Path) -> None:
+    """ModelCheckpoint forgets that it has saved this step, and would save again a batch later."""
+    saved: list[tuple[int, int]] = []
+
+    class Notes(Callback):
+        def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+            saved.append((trainer.global_step, trainer.fit_loop.epoch_loop.batch_progress.current.ready))
+
+    settings: dict[str, Any] = {"checkpoint": {"every_n_train_steps": 1}, "accumulate_grad_batches": 2, "max_epochs": 1}
+    fit(tmp_path / "a", Net(), ExactResume(3), Notes(), loader=StatefulLoader(), **settings)
+    assert saved == [(1, 2), (2, 4), (3, 5)]
+    saved.clear()
+    resume = f"{tmp_path}/a/step=1.ckpt"
+    fit(tmp_path / "b", Net(), ExactResume(3), Notes(), loader=StatefulLoader(), resume=resume, **settings)
+    assert saved == [(2, 4), (3, 5)]

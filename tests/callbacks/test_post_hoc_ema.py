@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_tuning import MonitorCheck, PostHocEMA, WeightEMA
+from lightning_tuning.callbacks import post_hoc_ema
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.functional import gamma_of
 from lightning_tuning.runs.summary import checkpoint_to_test
+from lightning_tuning.whole_file import write_whole
 
 from .test_weight_swa import STEPS, X, fit, state
 from .test_weight_swa import Net as SWANet
@@ -185,3 +187,18 @@ def test_what_cannot_work_is_refused(tmp_path):
         run(PostHocEMA(candidates=[0.1], monitor="val/accuracy"), tmp_path, epochs=2)
     with pytest.raises(pl.utilities.exceptions.MisconfigurationException, match="both put averaged weights"):
         run(PostHocEMA(), tmp_path, WeightEMA(), epochs=2)
+
+
+def test_a_full_disk_costs_a_file_and_not_the_run(tmp_path, monkeypatch):
+    def full(content, path):
+        if path.name == f"{2 * STEPS:09d}.pt":
+            raise OSError("No space left on device")
+        write_whole(content, path)
+
+    callback = PostHocEMA(store_every="1ep", candidates=[0.1])
+    monkeypatch.setattr(post_hoc_ema, "write_whole", full)
+    with pytest.warns(UserWarning, match="was not written: No space left on device. The averages are made without it"):
+        run(callback, tmp_path, epochs=4)
+    stored = [int(path.stem) for path in sorted((tmp_path / "post_hoc_ema").glob("*"))]
+    assert stored == [STEPS, 3 * STEPS, 4 * STEPS]
+    assert callback.made_checkpoint.is_file()

@@ -7,15 +7,18 @@ import signal
 import stat
 import threading
 
+import fsspec
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torchmetrics import MeanMetric
 
 from lightning_tuning import ExactResume, SaveOnSignal
 from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.runs import SafeCheckpointIO
 from tests.resume.users_own import Net, data
 
 
@@ -89,6 +92,30 @@ def test_within_a_validation_it_stops_at_once_and_the_resumed_run_validates(tmp_
     assert rest.seen == whole.seen[1:]
     assert all(map(torch.equal, straight.model.state_dict().values(), resumed.model.state_dict().values()))
     assert straight.fit_loop.epoch_loop._batches_that_stepped == resumed.fit_loop.epoch_loop._batches_that_stepped
+
+
+class Measuring(Net):
+    """Has the mean of its validation in the checkpoint, also that of a validation under way."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = MeanMetric()
+        self.mean.persistent(True)
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.mean(batch_idx + 1.0)
+        self.log("val/mean", self.mean)
+
+
+def test_what_a_stopped_validation_has_measured_is_not_counted_twice(tmp_path):
+    straight = fit(tmp_path / "a", ExactResume(), module=Measuring(), max_epochs=2)
+    sends = SendsSignal("on_validation_batch_start", epoch=1, batch_idx=0)
+    _, checkpoint = stopped(tmp_path / "b", ExactResume(), sends, module=Measuring())
+    assert checkpoint["state_dict"]["mean.weight"] == 1  # its first batch
+    path = tmp_path / "b" / "checkpoints" / "last.ckpt"
+    resumed = fit(tmp_path / "c", ExactResume(), module=Measuring(), ckpt_path=path, max_epochs=2)
+    assert resumed.callback_metrics["val/mean"] == straight.callback_metrics["val/mean"] > 1
 
 
 def test_validation_within_a_window_is_finished(tmp_path):
@@ -174,3 +201,54 @@ def test_slurm_requeues_behind_the_whole_window(tmp_path, monkeypatch):
 def test_bad_filename(filename):
     with pytest.raises(InvalidValueError, match="it must be the name of one file"):
         SaveOnSignal(filename)
+
+
+def test_a_remote_folder(tmp_path):
+    keep = ModelCheckpoint("memory://bucket/mine", every_n_epochs=9)
+    saves = SaveOnSignal("stopped")
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, saves, SendsSignal(), keep)
+    assert saves.saved == "memory://bucket/mine/stopped.ckpt"
+    assert fsspec.filesystem("memory").exists("/bucket/mine/stopped.ckpt")
+    assert not list(tmp_path.rglob("*stopped*"))
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint .* was not written")
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start"])
+def test_what_was_not_written_is_not_said_to_be_there(hook, tmp_path, told):
+    (tmp_path / "checkpoints").touch()
+    trainers = []
+
+    class Keeps(Callback):
+        def setup(self, trainer, pl_module, stage):
+            trainers.append(trainer)
+
+    code, checkpoint = stopped(tmp_path, SendsSignal(hook), Keeps(), plugins=[SafeCheckpointIO()])
+    assert (code, checkpoint) == (143, None)
+    assert [c.saved for c in trainers[0].callbacks if isinstance(c, SaveOnSignal)] == [None]
+    assert "and no checkpoint was written." in told.text
+    assert "A signal came: saved" not in told.text
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_sanity_val_steps": 0}], ids=["sanity check", "none"])
+def test_a_signal_that_comes_before_the_first_batch(settings, tmp_path):
+    """Other callbacks are called before this one, and so is whatever else the start of a fit takes its time with."""
+
+    class Early(Callback):
+        def on_sanity_check_start(self, trainer, pl_module):
+            signal.raise_signal(signal.SIGTERM)
+
+        def on_train_start(self, trainer, pl_module):
+            if trainer.num_sanity_val_steps == 0:
+                signal.raise_signal(signal.SIGTERM)
+
+    code, checkpoint = stopped(tmp_path, Early(), accumulate_grad_batches=2, **settings)
+    assert code == 143
+    assert checkpoint["global_step"] == 1
+    assert checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
+
+
+def test_a_second_signal_changes_nothing(tmp_path):
+    code, checkpoint = stopped(tmp_path, SendsSignal(), SendsSignal())
+    assert code == 143
+    assert checkpoint["global_step"] == 2

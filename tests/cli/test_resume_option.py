@@ -89,3 +89,31 @@ def test_a_configuration_may_name_the_checkpoint(run, config):
     Path("more.yaml").write_text("{ckpt_path: last, trainer: {max_epochs: 3}}")
     assert main(["fit", "-c", config, "-c", "more.yaml", "--run.test=false"]) == 0
     assert step_of(max(Path("runs/toy").iterdir())) == 9
+
+
+def test_auto_goes_on_from_checkpoints_of_other_names(run):
+    """With a ModelCheckpoint of one's own there need not be a ``last.ckpt``."""
+    own = "--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {filename: '{step}', save_top_k: -1}}"
+    command = ("fit", own, "--run.test=false", "--run.monitor=null", "--resume=auto")
+    first = run(*command)
+    assert [path.name for path in sorted((first / "checkpoints").iterdir())] == ["step=3.ckpt", "step=6.ckpt"]
+    second = run(*command, "--trainer.max_epochs=3")
+    assert min(step for _, step in journal(second)) == 6
+
+
+def test_weights_alone_are_not_gone_on_with(run, capsys):
+    last = run("fit", "--run.test=false") / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    torch.save({key: content[key] for key in ("state_dict", "pytorch-lightning_version")}, "weights.ckpt")
+    run("fit", "--resume=weights.ckpt", code=2)
+    assert "'weights.ckpt', which has weights alone: no training can go on" in capsys.readouterr().err
+    run("test", "--resume=weights.ckpt")
+
+
+def test_a_local_file_that_is_trusted(run, capsys):
+    last = run("fit", "--run.test=false") / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    torch.save({**content, "mine": Path("a")}, "mine.ckpt")
+    run("test", "--resume=mine.ckpt", code=2)
+    assert "PosixPath, and only data are loaded" in capsys.readouterr().err
+    run("test", "--resume=mine.ckpt", "--weights_only=false")

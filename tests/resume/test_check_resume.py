@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchmetrics
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
 from lightning_tuning import ExactResume, SaveOnSignal, assert_resumes_exactly, check_resume
@@ -164,3 +166,48 @@ def test_bad_arguments():
         check(moments=["mid_epoch"])
     with pytest.raises(InvalidValueError, match="batches is 1; it must be an integer of at least 2"):
         check_resume(Net, data, batches=1)
+
+
+class Measuring(Net):
+    """Logs torchmetrics objects, in training and in validation."""
+
+    def __init__(self, persistent: bool = False) -> None:
+        super().__init__()
+        self.train_mean, self.val_mean = torchmetrics.MeanMetric(), torchmetrics.MeanMetric()
+        for metric in (self.train_mean, self.val_mean):
+            metric.persistent(persistent)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.train_mean(loss.detach())
+        self.log("train/mean", self.train_mean, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.val_mean(self.net(batch[0]).mean())
+        self.log("val/mean", self.val_mean)
+
+
+@pytest.mark.parametrize(
+    ("persistent", "settings"),
+    [(False, {}), (True, {}), pytest.param(True, {"devices": 2, "strategy": "ddp_fork"}, marks=pytest.mark.slow)],
+    ids=["", "persistent", "two ranks"],
+)
+def test_metric_objects_that_are_logged_go_on(persistent, settings):
+    """Lightning resets them behind the moments at which checkpoints are written; each rank has sums of its own."""
+    report = check(lambda: Measuring(persistent), MOMENTS, **settings)
+    assert report.ok, report
+
+
+def test_accumulation_by_epochs():
+    """Lightning sets it in the part of an epoch alone that begins it: the rest would have single batches."""
+    settings = {"callbacks": [GradientAccumulationScheduler({0: 1, 1: 2}), ExactResume(), SaveOnSignal()]}
+    report = check_resume(Net, data, {"accelerator": "cpu", **settings}, ["mid-epoch", "SIGTERM"])
+    assert report.ok, report
+    assert report.steps == 4 + 2 + 2
+
+
+def test_an_interval_longer_than_its_epochs():
+    report = check(moments=["validation end"], val_check_interval=500)
+    assert report.ok, report

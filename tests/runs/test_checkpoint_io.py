@@ -1,5 +1,7 @@
 import errno
+import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from lightning_tuning.errors import CheckpointError
 from lightning_tuning.runs import SafeCheckpointIO
-from lightning_tuning.runs.checkpoint_io import write_whole
 from lightning_tuning.runs.checkpoints import RunCheckpoint
+from lightning_tuning.whole_file import whole_file, write_whole
 from tests.helpers_checkpoints import flip
 
 BIG = 50_000
@@ -79,7 +81,8 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", rename)
     write_whole(content(), tmp_path / "a.ckpt")
-    temporary = f".a.ckpt.{os.getpid()}.tmp"
+    temporary = calls[0][1]
+    assert re.fullmatch(r"\.a\.ckpt\.[0-9a-f]{8}\.tmp", temporary)
     assert calls == [("sync", temporary), ("rename", temporary, "a.ckpt", "old"), ("sync", tmp_path.name)]
 
 
@@ -332,3 +335,34 @@ def test_two_ranks_on_a_full_disk(tmp_path):
     assert [rank["score"] for rank in ranks] == [pytest.approx(0.5)] * 2
     assert names(tmp_path / "checkpoints") == ["best.ckpt"]
     assert step(tmp_path / "checkpoints" / "best.ckpt") == ranks[1]["w"].item() == 3
+
+
+def test_two_processes_write_the_same_file(tmp_path):
+    """The one that ends first leaves the other's file alone; the one that ends last wins."""
+    path = tmp_path / "a.ckpt"
+    with whole_file(path) as file:
+        torch.save(content(1.0), file)
+        other = multiprocessing.get_context("fork").Process(target=write_whole, args=(content(2.0), path))
+        other.start()
+        other.join()
+        assert value(path) == 2.0
+    assert value(path) == 1.0
+    assert names(tmp_path) == ["a.ckpt"]
+
+
+def test_a_full_disk_that_takes_no_folder(tmp_path, monkeypatch):
+    def mkdir(self, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.warns(UserWarning, match=r"not written: No space left on device\. It needs 0\.2 MB, and .* are free"):
+        SafeCheckpointIO().save_checkpoint(content(), tmp_path / "new" / "deep" / "a.ckpt")
+
+
+def test_an_error_that_was_under_way_is_not_the_disks(tmp_path):
+    """``ModelCheckpoint(save_on_exception=True)`` saves while another error is handled."""
+    try:
+        raise FileNotFoundError("image.png")
+    except FileNotFoundError:
+        with pytest.raises(Exception, match="pickle"):
+            SafeCheckpointIO().save_checkpoint({"f": lambda: 0}, tmp_path / "a.ckpt")

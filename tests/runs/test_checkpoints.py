@@ -1,4 +1,7 @@
+import errno
 import os
+import re
+import shutil
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_tuning.runs import JournalLogger
 from lightning_tuning.runs.checkpoints import default_checkpoints
+from tests.helpers_checkpoints import truncate
 
 
 class Scripted(LightningModule):
@@ -68,3 +72,30 @@ def test_a_resumed_run_remembers_the_best(third, best, score, tmp_path, recwarn)
 
 def test_without_a_metric_there_is_the_last_alone():
     assert [c.filename for c in default_checkpoints(None, None)] == ["last"]
+
+
+def test_the_best_one_of_a_run_that_was_moved(tmp_path):
+    fit(tmp_path / "first", [0.1, 0.9], 2)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    trainer = fit(tmp_path / "second", [0.1, 0.9, 0.5], 3, tmp_path / "moved/checkpoints/last.ckpt")
+    assert weight(tmp_path / "second/checkpoints/best.ckpt") == 4
+    assert trainer.checkpoint_callback.best_model_score.item() == pytest.approx(0.9)
+
+
+def full(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("why", ["it is cut off", "it could not be copied (No space left on device)"])
+def test_a_best_one_that_cannot_be_carried_over_does_not_count(why, tmp_path, monkeypatch):
+    """With its score alone, no later one would be written, and the run would end without a best checkpoint."""
+    fit(tmp_path / "first", [0.1, 0.9], 2)
+    if why == "it is cut off":
+        truncate(tmp_path / "first/checkpoints/best.ckpt")
+    else:
+        monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.warns(UserWarning, match=rf"first/checkpoints/best\.ckpt, does not count any more: {re.escape(why)}"):
+        trainer = fit(tmp_path / "second", [0.1, 0.9, 0.5], 3, tmp_path / "first/checkpoints/last.ckpt")
+    assert weight(tmp_path / "second/checkpoints/best.ckpt") == 6
+    assert trainer.checkpoint_callback.best_model_score.item() == pytest.approx(0.5)
+    assert sorted(os.listdir(tmp_path / "second/checkpoints")) == ["best.ckpt", "last.ckpt"]

@@ -46,6 +46,9 @@ def test_the_newest_of_all_runs(run, save):
     assert find_checkpoint(str(old), run) == old
     assert find_checkpoint(None, run) is None
     assert find_checkpoint("hpc", run) is None
+    assert find_checkpoint("registry:model", run) is None
+    with pytest.raises(InvalidValueError, match=r"there is no registry_of_mine/a\.ckpt\."):
+        find_checkpoint("registry_of_mine/a.ckpt", run)
     assert find_checkpoint("s3://bucket/a.ckpt", run) == "s3://bucket/a.ckpt"
     assert find_checkpoint(f"file://{old}", run) == old
 
@@ -102,6 +105,50 @@ def test_a_damaged_one_that_was_asked_for_is_not_replaced(given, run, save):
     assert str(caught.value) == f"{path} is no whole checkpoint: it is cut off. A whole one is {whole}."
 
 
+def test_runs_whose_checkpoints_have_other_names(run, save):
+    """A ModelCheckpoint of the user's need not write ``last.ckpt``."""
+    assert find_checkpoint("auto", run) is None
+    save("a/last.ckpt", 1)
+    save("b/soup.ckpt", 9, {"state_dict": {}})
+    save("b/step=3.ckpt", 3)
+    newest = save("b/step=6.ckpt", 6)
+    for given in ("last", "auto"):
+        assert find_checkpoint(given, run) == newest
+
+
+def test_a_last_one_of_weights_alone_is_passed_over(run, save):
+    save("a/last.ckpt", 1, {"state_dict": {}})
+    assert find_checkpoint("auto", run) is None
+    with pytest.raises(InvalidValueError, match=r"but there is no .*last\.ckpt\."):
+        find_checkpoint("last", run)
+    full = save("a/full.ckpt", 0)
+    assert find_checkpoint("last", run) == full
+
+
+@pytest.mark.filterwarnings("ignore:.* is no whole checkpoint")
+def test_links_to_nothing_and_folders_without_an_end(run, save):
+    last = save("a/last.ckpt", 2)
+    damage(last)
+    (last.parent / "gone.ckpt").symlink_to("nowhere.ckpt")
+    (last.parent / "begun.ckpt").mkdir()
+    expected = save("a/old.ckpt", 1)
+    assert find_checkpoint("last", run) == expected
+    sharded = last.parent / "begun.ckpt"
+    torch.save({}, sharded / "meta.pt")
+    assert find_checkpoint("last", run) == sharded
+
+
+def test_linked_folders(run, save, tmp_path):
+    last = save("a/last.ckpt", 2)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "digits" / "a").rename(tmp_path / "elsewhere" / "a")
+    (tmp_path / "digits" / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    target = last.parent / "epoch=3.ckpt"
+    last.rename(target)
+    last.symlink_to(target.name)
+    assert find_checkpoint("auto", run) == last
+
+
 HPARAMS = {"_class_path": "my.Net", "_instantiator": "x", "lr": 0.5}
 
 
@@ -126,6 +173,7 @@ def test_model_of_checkpoint(told):
         ([{"deep": {"class_path": "os.system"}}], "model.network.0.deep.class_path"),
         ("os.system", "model.network"),
         ("antigravity.webbrowser", "model.network"),
+        ("{class_path: antigravity.Net}", "model.network.class_path"),
     ],
 )
 def test_a_checkpoint_does_not_say_what_is_imported(argument, place):

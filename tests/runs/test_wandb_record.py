@@ -57,3 +57,21 @@ def test_a_checkpoint_cannot_choose_what_is_overwritten(saved, tmp_path):
 def test_an_id_is_no_path(run, saved):
     with pytest.raises(CheckpointError, match=r"last\.ckpt names '.*' as its W&B run, which is no id of a run"):
         record_of_checkpoint(saved([], run))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"id": 7}, {"entity": ["a"]}, {"step": "3"}, {"names": 5}, {"files": [3]}, {"more": 1}],
+)
+def test_a_record_of_another_shape(changed, saved):
+    path = saved([])
+    state = torch.load(path, weights_only=True)[KEY]
+    torch.save({KEY: {**state, **changed}}, path)
+    with pytest.raises(CheckpointError, match="holds something else than the record of a W&B run"):
+        record_of_checkpoint(path)
+
+
+def test_a_checkpoint_of_an_old_torch(saved, tmp_path):
+    path = saved([])
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+    assert record_of_checkpoint(path).id == "abc"

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tuning.errors import CompositionError, InvalidValueError
+from lightning_tuning.mixins.arguments import given_at_load
 from lightning_tuning.mixins.base import TuningMixin
 from lightning_tuning.mixins.composition import hosts_of
 from lightning_tuning.mixins.distilling import ema_gives_labels
 from lightning_tuning.mixins.plan import Cost
 from lightning_tuning.mixins.teachers import fingerprint, load_teacher
+from lightning_tuning.named_code import may_be_named
 
 
 class FrozenTeacherMixin(TuningMixin):
@@ -61,6 +63,8 @@ class FrozenTeacherMixin(TuningMixin):
             )
         self.frozen_teacher_checkpoint = frozen_teacher_checkpoint
         self.frozen_teacher_class = frozen_teacher_class
+        given = given_at_load.get()
+        self._frozen_teacher_is_named_by_file = given is not None and "frozen_teacher_class" not in given
         self._frozen_teacher = Unregistered()
         self._frozen_teacher_mark: str | None = None
         self._frozen_teacher_before: str | None = None
@@ -93,6 +97,13 @@ class FrozenTeacherMixin(TuningMixin):
                 "so that the frozen teacher gives them, or leave the frozen teacher out."
             )
         if self._frozen_teacher.module is None:
+            name = self.frozen_teacher_class
+            if self._frozen_teacher_is_named_by_file and name is not None and not may_be_named(name):
+                raise InvalidValueError(
+                    f"A checkpoint says that frozen_teacher_class is {name!r}, which is no network that is imported "
+                    "already, and a checkpoint may not say what is. Give it: load_from_checkpoint(path, "
+                    "frozen_teacher_class=...), if that is your class."
+                )
             own = hosts_of(type(self))[0]
             teacher = load_teacher(self.frozen_teacher_checkpoint, self.frozen_teacher_class, own)
             self._check_classes(teacher)

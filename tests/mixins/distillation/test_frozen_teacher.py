@@ -191,7 +191,7 @@ def test_a_run_is_resumed_with_the_same_weights_only(tmp_path):
         fit(net, batches(3), ckpt_path=tmp_path / "a.ckpt", max_epochs=2)
     assert not net.batches
     # A new run from these weights may have another teacher.
-    loaded = Net.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    loaded = Net.load_from_checkpoint(tmp_path / "a.ckpt", frozen_teacher_class=f"{PATH}.unseeded")
     fit(loaded, batches(3))
     assert len(loaded.batches) == 3
 
