@@ -34,6 +34,7 @@ def export(
     cls: type[LightningModule] | None = None,
     input_shape: list[int] | None = None,
     input_dtype: Literal["float32", "int64"] = "float32",
+    overwrite: bool = False,
 ) -> Path:
     """Write the weights of a checkpoint, and what the module was made with, as a safetensors file, or a program.
 
@@ -46,17 +47,21 @@ def export(
         cls: The class of the module. What a checkpoint says of it is not trusted.
         input_shape: The shape of one input of the network without the batch, such as ``[1, 28, 28]``.
         input_dtype: ``float32``, or ``int64`` for token ids.
+        overwrite: Whether ``out`` may be a file that is there already.
 
     Returns:
         The file.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or has no such weights.
-        InvalidValueError: ``out`` ends in something else, or a program lacks its class or shape or cannot be written.
+        InvalidValueError: ``out`` ends in something else or is there already, or a program lacks its class or shape or
+            cannot be written.
     """
     check_choice("weights", weights, ("stored", "raw", "average", "teacher"))
     suffix = Path(out).suffix
     check_choice("The suffix of out", suffix, (".safetensors", *PROGRAMS))
+    if Path(out).exists() and not overwrite:
+        raise InvalidValueError(f"{out} is there already. Write another name as --out, or --overwrite=true.")
     if suffix in PROGRAMS:
         if cls is None or input_shape is None:
             raise InvalidValueError(

@@ -133,7 +133,7 @@ def test_weights_that_are_not_there(tmp_path):
     export(str(tmp_path / "plain.ckpt"), str(tmp_path / "m.safetensors"), "raw")
     flip(tmp_path / "plain.ckpt")
     with pytest.raises(CheckpointError, match="is no whole checkpoint"):
-        export(str(tmp_path / "plain.ckpt"), str(tmp_path / "m.safetensors"))
+        export(str(tmp_path / "plain.ckpt"), str(tmp_path / "n.safetensors"))
 
 
 def test_tied_weights_are_written_twice(tmp_path):
@@ -170,6 +170,13 @@ def test_the_command(averaged, tmp_path, monkeypatch, capsys):
     assert main(["export", "--ckpt_path=a.ckpt", "--weights=teacher", "--out=t.safetensors"]) == 0
     assert capsys.readouterr().out == "Written: t.safetensors\n"
     assert read_metadata("t.safetensors")["weights"] == "teacher"
+    assert main(["export", "--ckpt_path=a.ckpt", "--out=t.safetensors"]) == 2
+    message = "t.safetensors is there already. Write another name as --out, or --overwrite=true."
+    assert capsys.readouterr().err == f"lightning-tuning: {message}\n"
+    assert read_metadata("t.safetensors")["weights"] == "teacher"
+    assert main(["export", "--ckpt_path=a.ckpt", "--out=t.safetensors", "--overwrite=true"]) == 0
+    assert read_metadata("t.safetensors")["weights"] == "stored"
+    capsys.readouterr()
     assert main(["export", "--ckpt_path=none.ckpt"]) == 2
     assert capsys.readouterr().err == "lightning-tuning: There is no checkpoint none.ckpt.\n"
     assert main(["export", "--ckpt_path=a.ckpt", "--weights=techer"]) == 2
