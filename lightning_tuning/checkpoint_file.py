@@ -29,6 +29,9 @@ _FOLDER = 0x10
 _OLD = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 """What torch.save's files of before torch 1.6 begin with; they hold no checksums."""
 
+_SHARDED = ("meta.pt", ".metadata", "latest", "checkpoint_rank-*")
+"""What the folders hold that are checkpoints: of FSDP and ModelParallel, torch, DeepSpeed, XLA."""
+
 _HYPER_PARAMETERS = ("hparams", "module_arguments", "hyper_parameters", "datamodule_hyper_parameters")
 """Where Lightning looks for them, the first two in old checkpoints."""
 _ARGUMENTS = ("checkpoint_path", "map_location", "hparams_file", "strict", "weights_only")
@@ -122,6 +125,27 @@ def _changed_record(path: Path, records: list[zipfile.ZipInfo], end: int) -> str
                 if not is_sound or zlib.crc32(content) != record.CRC:
                     return record.filename
     return None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether there is a file of ``torch.save`` or the folder of a sharded checkpoint, by its outside alone.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> torch.save({}, folder / "a.ckpt")
+        >>> is_checkpoint(folder / "a.ckpt"), is_checkpoint(folder)
+        (True, False)
+    """
+    if path.is_dir():
+        return any(next(path.glob(name), None) for name in _SHARDED)
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_OLD)) == _OLD:
+                return True
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def local_path(source: str | Path) -> Path | None:
@@ -250,6 +274,12 @@ def refusal(error: Exception) -> str:
 def _refuse_damaged(source: str | Path, path: Path) -> None:
     if not path.exists():
         raise CheckpointError(f"There is no checkpoint {source}.")
+    if path.is_dir():
+        raise CheckpointError(
+            f"{source} is a folder and no file. If it is the checkpoint of a sharded model, its strategy alone loads "
+            f"it (fsdp or another), and `python -m lightning.pytorch.utilities.consolidate_checkpoint {source}` makes "
+            "a file of it."
+        )
     if reason := damage(path):
         raise CheckpointError(f"{source} is no whole checkpoint: {reason}.")
 

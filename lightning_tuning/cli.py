@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
@@ -20,25 +19,25 @@ from lightning_tuning import __version__, callbacks, data, mixins, modules  # no
 from lightning_tuning.cli_audit import COMMAND as AUDIT
 from lightning_tuning.cli_audit import run_audit
 from lightning_tuning.cli_checkpoint import add_resume, parse_with_checkpoint
-from lightning_tuning.cli_defaults import as_list, default_callbacks, wandb_logger, with_safe_checkpoints
+from lightning_tuning.cli_defaults import all_callbacks, as_list, wandb_logger, with_safe_checkpoints
 from lightning_tuning.cli_ending import check_finite, draw_curves, finish, not_finite
-from lightning_tuning.cli_messages import stopped, told
+from lightning_tuning.cli_messages import full_disk, stopped, told
 from lightning_tuning.cli_pages import ALL_OPTIONS, COMMANDS, answer
 from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, raised_by_constructor
 from lightning_tuning.cli_plot import COMMAND as PLOT
 from lightning_tuning.cli_plot import PlotConfig, plot_schedule
 from lightning_tuning.cli_resume import COMMAND as CHECK
 from lightning_tuning.cli_resume import CheckConfig, check_configuration
-from lightning_tuning.errors import InvalidValueError
+from lightning_tuning.errors import InvalidValueError, check_count
 from lightning_tuning.export import export
 from lightning_tuning.presets import preset_of
 from lightning_tuning.presets.checks import check_runnable, check_together
 from lightning_tuning.runs.config import RunConfig
 from lightning_tuning.runs.folder import run_folder
-from lightning_tuning.runs.global_batch import GlobalBatch
 from lightning_tuning.runs.journal import JournalLogger
 from lightning_tuning.runs.quiet import quiet
 from lightning_tuning.runs.summary import checkpoint_to_test
+from lightning_tuning.whole_file import write_whole
 
 _WITHOUT_TRAINING = ("plan", PLOT, CHECK)
 """Commands that neither make the run's Trainer nor its folder."""
@@ -101,6 +100,10 @@ class TuningCLI(LightningCLI):
                 parser_class=TuningParser,
                 parser_kwargs={**parser_kwargs, "version": __version__},
             )
+        except (OSError, RuntimeError) as error:
+            if self._folder and (full := full_disk(error, self._folder)):
+                raise full from error
+            raise
         finally:
             if self._folder and self._folder.is_dir() and not any(self._folder.iterdir()):
                 self._folder.rmdir()
@@ -163,6 +166,7 @@ class TuningCLI(LightningCLI):
         config = self.config[self.subcommand]
         presets = self._presets()
         check_together(presets)
+        check_count("trainer.accumulate_grad_batches", config.trainer.accumulate_grad_batches, 1)
         if self.subcommand in _WITHOUT_TRAINING:
             return
         check_runnable(presets, config.trainer.as_dict())
@@ -182,18 +186,16 @@ class TuningCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         if self.subcommand in _WITHOUT_TRAINING:  # which need neither a device nor a folder
             return None  # type: ignore[return-value]
-        global_batch = GlobalBatch(self._get(self.config_init, "run").global_batch_size)
+        kwargs["callbacks"] = self._callbacks(trainer)
         if trainer.barebones:
             self.save_config_callback = None
-            return super().instantiate_trainer(callbacks=[global_batch, *as_list(trainer.callbacks)], **kwargs)
+            return super().instantiate_trainer(**kwargs)
         if trainer.default_root_dir is not None:
             raise InvalidValueError(
                 f"trainer.default_root_dir is {trainer.default_root_dir!r}, but every run has its own folder. "
                 f"Write --run.dir={trainer.default_root_dir}"
             )
-        given = as_list(trainer.callbacks)
         loggers = [logger for logger in as_list(trainer.logger) if not isinstance(logger, bool)]
-        kwargs["callbacks"] = [global_batch, *given, *self._default_callbacks(given, trainer)]
         kwargs["logger"] = [JournalLogger(self.folder), *loggers]
         kwargs["plugins"] = with_safe_checkpoints(as_list(trainer.plugins), trainer.strategy)
         try:
@@ -201,16 +203,10 @@ class TuningCLI(LightningCLI):
         except (ValueError, ImportError) as error:  # a setting that the Trainer refuses, or a package that it needs
             raise InvalidValueError(str(error)) from error
 
-    def _default_callbacks(self, given: Sequence[Callback], trainer: Any) -> list[Callback]:
-        return default_callbacks(
-            given,
-            self._get(self.config_init, "run"),
-            self._presets(),
-            self._changed,
-            self.config[self.subcommand].as_dict(),
-            steps_logged=trainer.log_every_n_steps != 0,
-            checkpoints=self.subcommand == "fit" and trainer.enable_checkpointing is not False,
-        )
+    def _callbacks(self, trainer: Any) -> list[Callback]:
+        run, settings = self._get(self.config_init, "run"), self.config[self.subcommand].as_dict()
+        trains = self.subcommand == "fit"
+        return all_callbacks(trainer, run, self._presets(), self._changed, settings, trains=trains)
 
     def _wandb_in_folder(self, cls: type[WandbLogger], *args: Any, **kwargs: Any) -> WandbLogger:
         if kwargs.get("save_dir", ".") == "." and kwargs.get("dir") is None:
@@ -224,11 +220,10 @@ class TuningCLI(LightningCLI):
         if subcommand not in _WITHOUT_TRAINING:
             return super()._run_subcommand(subcommand)
         trainer = self._get(self.config_init, "trainer")
-        given = as_list(trainer.callbacks)
         if subcommand == PLOT:
-            plot, run = self._get(self.config_init, "plot"), self._get(self.config_init, "run")
-            given.insert(0, GlobalBatch(run.global_batch_size))
-            print(plot_schedule(plot, run.name, self.model, self.datamodule, trainer.as_dict(), given))
+            plot, name = self._get(self.config_init, "plot"), self._get(self.config_init, "run").name
+            callbacks = self._callbacks(trainer)
+            print(plot_schedule(plot, name, self.model, self.datamodule, trainer.as_dict(), callbacks))
             return
         if subcommand == CHECK:
             report = check_configuration(self._get(self.config_init, "check"), self._make_run)
@@ -236,7 +231,7 @@ class TuningCLI(LightningCLI):
             if not report.ok:
                 raise SystemExit(1)
             return
-        planned = mixins.plan(self.model, given)
+        planned = mixins.plan(self.model, self._callbacks(trainer))
         print(planned)
         if planned.problems:
             raise InvalidValueError("This would not train: see the problem above.")
@@ -245,9 +240,7 @@ class TuningCLI(LightningCLI):
         """Module, data and the Trainer's arguments, made anew."""
         self.instantiate_classes()
         trainer = self._get(self.config_init, "trainer")
-        given = as_list(trainer.callbacks)
-        settings = {**trainer.as_dict(), "callbacks": [*given, *self._default_callbacks(given, trainer)]}
-        return self.model, self.datamodule, settings
+        return self.model, self.datamodule, {**trainer.as_dict(), "callbacks": self._callbacks(trainer)}
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train, draw the curves (also after Ctrl-C or an error), test the best checkpoint, print the summary."""
@@ -279,7 +272,7 @@ class TuningCLI(LightningCLI):
         if predictions is not None and self._folder:
             rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
             path = Path(self.trainer.log_dir or "", f"predictions{rank}.pt")
-            torch.save(predictions, path)
+            write_whole(predictions, path)
             extra["predictions"] = str(path)
         self._finish([], **extra)
 

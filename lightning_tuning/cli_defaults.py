@@ -17,42 +17,49 @@ from lightning_tuning.runs.checkpoint_io import SafeCheckpointIO
 from lightning_tuning.runs.checkpoints import default_checkpoints
 from lightning_tuning.runs.config import RunConfig
 from lightning_tuning.runs.facts import LogFacts, settings_to_log
+from lightning_tuning.runs.global_batch import GlobalBatch
 from lightning_tuning.runs.wandb_logger import ResilientWandbLogger
 
 
-def default_callbacks(
-    given: Sequence[Callback],
+def all_callbacks(
+    trainer: Any,
     run: RunConfig,
     presets: Sequence[str],
     changed: Mapping[str, tuple[Any, Any]],
     settings: Mapping[str, Any],
     *,
-    steps_logged: bool,
-    checkpoints: bool,
+    trains: bool = False,
 ) -> list[Callback]:
-    """Those that a run has unless the user lists one of the same class.
+    """The user's callbacks, and those that a run has unless the user lists one of the same class.
 
     Args:
-        given: The user's.
+        trainer: The Trainer's settings.
         run: The run's settings.
         presets: The presets in use, to be noted.
         changed: The model's arguments that are not those of its checkpoint, to be told.
         settings: The command's configuration.
-        steps_logged: Whether training steps are logged: without, two would be called at each step for nothing.
-        checkpoints: Whether the run writes some.
+        trains: Whether the command is one that writes checkpoints.
 
     Raises:
-        InvalidValueError: ``run.monitor`` would choose nothing, for the user has a ModelCheckpoint.
+        InvalidValueError: A setting of the run would have no effect, for the user lists the callback that it is for.
     """
+    given = as_list(trainer.callbacks)
+    batch = _unlisted([GlobalBatch(run.global_batch_size)], given)
+    if run.global_batch_size is not None and not batch:
+        raise InvalidValueError(
+            f"run.global_batch_size is {run.global_batch_size}, but the configuration has a GlobalBatch of its own. "
+            "Leave one of them out."
+        )
+    if trainer.barebones:
+        return [*batch, *given]
     defaults: list[Callback] = [
         callbacks.ExactResume(),
         callbacks.SaveOnSignal(),
         callbacks.MonitorCheck(),
         LogFacts(list(presets), settings_to_log(settings)),
     ]
-    if steps_logged:
+    if trainer.log_every_n_steps != 0:  # without, two would be called at each step for nothing
         defaults += [callbacks.GradientNorm(), LearningRateMonitor(logging_interval="step")]
-    missing = [d for d in defaults if not any(isinstance(g, type(d)) for g in given)]
     own = [g for g in given if isinstance(g, ModelCheckpoint)]
     if own and run.monitor not in (None, *(c.monitor for c in own)):
         raise InvalidValueError(
@@ -60,9 +67,14 @@ def default_callbacks(
             f"replaces the one that run.monitor would make. Give it monitor: {run.monitor}, or write "
             "--run.monitor=null"
         )
-    if changed:
-        missing.append(ChangedArguments(dict(changed)))
-    return missing + (default_checkpoints(run.monitor, run.mode) if checkpoints and not own else [])
+    told = [ChangedArguments(dict(changed))] if changed else []
+    saves = trains and trainer.enable_checkpointing is not False and not own
+    kept = default_checkpoints(run.monitor, run.mode) if saves else []
+    return [*batch, *given, *_unlisted(defaults, given), *told, *kept]
+
+
+def _unlisted(defaults: Sequence[Callback], given: Sequence[Callback]) -> list[Callback]:
+    return [default for default in defaults if not any(isinstance(one, type(default)) for one in given)]
 
 
 def with_safe_checkpoints(plugins: list[Any], strategy: Any) -> list[Any]:

@@ -8,7 +8,14 @@ from difflib import get_close_matches
 
 from jsonargparse import ArgumentParser
 
-from lightning_tuning.cli_nearest import PLACES, nearest_class, nearest_config, nearest_module, nearest_option
+from lightning_tuning.cli_nearest import (
+    PLACES,
+    nearest_class,
+    nearest_config,
+    nearest_module,
+    nearest_option,
+    wrong_kind,
+)
 from lightning_tuning.errors import CompositionError, did_you_mean
 from lightning_tuning.mixins.composition import check_not_pytorch_lightning
 from lightning_tuning.modules.lean import Lean, not_offered
@@ -39,6 +46,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
     key = f"{place[1]}: " if place else ""
     if (config := getattr(parser, "config_in_use", None)) and "File does not exist: " in text:
         return f"there is no such file{nearest_config(str(config))}"
+    if config and "Path is not a file" in text:
+        return f"it is a folder{nearest_config(str(config))}"
     if config and text.startswith("Unexpected config:"):
         return "it must hold keys with their values, e.g. trainer: {max_epochs: 3}"
     if unknown := re.search(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
@@ -70,7 +79,9 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"{key}{broken[1]} cannot be imported: {broken[2]}; `python -c 'import {module}'` shows where"
     if unknown := re.search(r"Expected a dot import path string: (\S+)|module '\S+' has no attribute '(\w+)'", text):
         name = unknown[1] or unknown[2]
-        hint = nearest_class(name)
+        if kind := wrong_kind(name, place[1] if place else None):
+            return f"{key}{kind}"
+        hint = nearest_class(name, place[1] if place else None)
         return f"{key}there is no class {name!r}{hint} A class of yours is written with its module: my_module.{name}"
     if foreign := re.search(
         r"Import path does not correspond to a subclass.*?Given value: ([\w.]+)$", message, re.S | re.M

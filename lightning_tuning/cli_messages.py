@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from lightning_tuning.callbacks.save_on_signal import EXIT_CODE as SIGTERM_CODE
 from lightning_tuning.callbacks.save_on_signal import SaveOnSignal
-from lightning_tuning.errors import TuningError, did_you_mean
+from lightning_tuning.errors import InvalidValueError, TuningError, did_you_mean
+from lightning_tuning.runs.disk import is_full, room, system_error
 
 
 def told(error: BaseException, debug: bool) -> int | None:
@@ -53,6 +54,25 @@ def stopped(end: SystemExit, trainer: Trainer, folder: Path) -> None:
         print(f"Stopped by SIGTERM after step {step}. Continue with --ckpt_path={saved}", file=sys.stderr)
 
 
+def full_disk(error: BaseException, folder: Path) -> InvalidValueError | None:
+    """The message of an error that means that a disk is full; None of any other.
+
+    Args:
+        error: What was raised.
+        folder: The run's folder.
+    """
+    refused = system_error(error)
+    if refused is None or not is_full(refused):
+        return None
+    named = refused.filename if isinstance(refused.filename, str) else None
+    start = Path(named or folder).absolute()
+    other = ", or write --run.dir=FOLDER on another disk" if start.is_relative_to(folder.absolute()) else ""
+    what = named or f"a file of {folder}"
+    return InvalidValueError(
+        f"{refused.strerror}: {what} was not written, and {room(start)} are free there. Make room{other}."
+    )
+
+
 def _ended(end: SystemExit, debug: bool) -> int | None:
     if isinstance(end.__context__, KeyboardInterrupt):
         return _interrupted()
@@ -77,6 +97,8 @@ def _message(error: BaseException) -> str | None:
         if message.startswith("`train_dataloader` must be implemented"):
             return "There are no training data. Write --data=CLASS, e.g. --data=DigitsDataModule"
         return f"{message} Write --config=preset:cpu" if message == "No supported gpu backend found!" else message
+    if isinstance(error, ValueError) and re.match(r"batch_size should be a positive integer", message):
+        return f"{message}."  # torch's, of a loader
     if not isinstance(error, RuntimeError):
         return None
     if twice := re.match("Found more than one stateful callback of type `(.+?)`", message):

@@ -17,6 +17,7 @@ from lightning_tuning.presets import PREFIX, preset_names
 
 PLACES: tuple[Any, ...] = (LightningModule, LightningDataModule, Callback, Logger)
 """What a class named in a configuration can stand for."""
+_WANTED = dict(zip(("model", "data", "trainer.callbacks", "trainer.logger"), PLACES, strict=True))
 
 
 def nearest_option(name: str, parser: ArgumentParser) -> str:
@@ -58,14 +59,28 @@ def _file_of(keys: list[str], files: Iterable[Any]) -> str | None:
     return None
 
 
-def nearest_class(name: str) -> str:
+def wrong_kind(name: str, key: str | None) -> str | None:
+    """The sentence on a class that stands where one of another kind is needed; None if that is not so."""
+    wanted = _WANTED.get(key or "")
+    found = next((place for place in PLACES for cls in _subclasses(place) if cls.__name__ == name), None)
+    if wanted is None or found in (None, wanted):
+        return None
+    return f"{name} is a {found.__name__}; here a {wanted.__name__} is needed."
+
+
+def nearest_class(name: str, key: str | None = None) -> str:
     """How a sentence on an unknown class ends: case and underscores do not count, and a part of the name will do.
+
+    Args:
+        name: What came.
+        key: Where it came; the class is one that fits there.
 
     Example:
         >>> nearest_class("tensorboard"), nearest_class("rich_progress_bar")
         ("; did you mean 'TensorBoardLogger'?", "; did you mean 'RichProgressBar'?")
     """
-    names = {cls.__name__.lower(): cls.__name__ for place in PLACES for cls in _subclasses(place)}
+    places = (_WANTED[key],) if key in _WANTED else PLACES
+    names = {cls.__name__.lower(): cls.__name__ for place in places for cls in _subclasses(place)}
     plain = name.replace("_", "").lower()
     close = difflib.get_close_matches(plain, names, n=1) or [known for known in names if known.startswith(plain)]
     return f"; did you mean {names[close[0]]!r}?" if close else "."
@@ -77,7 +92,10 @@ def nearest_module(name: str) -> str:
 
 
 def nearest_config(name: str) -> str:
-    """How a sentence on a configuration that there is not ends: with a file beside it, or a preset."""
+    """How a sentence on a configuration that there is not ends: with a file beside or in it, or a preset."""
+    if Path(name).is_dir():
+        inside = sorted((path for path in Path(name).rglob("*.y*ml")), key=lambda path: len(path.parts))
+        return f"; did you mean {str(inside[0])!r}?" if inside else ". Write the path of a file."
     if name in preset_names():
         return f"; did you mean {PREFIX + name!r}?"
     beside = (str(path) for path in Path(name).parent.glob("*.y*ml"))

@@ -116,6 +116,29 @@ def check_count(name: str, value: object, low: int, high: int | None = None, *, 
         raise InvalidValueError(f"{name} is {value!r}; it must be an integer {limits}{' or None' if optional else ''}.")
 
 
+def check_used(name: str, value: object, default: object, condition: str, holds: bool) -> None:
+    """Raise :class:`InvalidValueError` if an argument was given that does nothing beside the others.
+
+    Args:
+        name: The argument as the user writes it.
+        value: What came.
+        default: What comes where the user writes nothing; it is allowed anywhere.
+        condition: What the argument needs, as the user writes it.
+        holds: Whether that is so.
+
+    Example:
+        >>> check_used("depth", 1, 1, "group_by: module", False)
+        >>> check_used("depth", 2, 1, "group_by: module", False)
+        Traceback (most recent call last):
+        lightning_tuning.errors.InvalidValueError: depth is 2, which has no effect without group_by: module. Write \
+that too, or leave depth out.
+    """
+    if not holds and value != default:
+        raise InvalidValueError(
+            f"{name} is {value!r}, which has no effect without {condition}. Write that too, or leave {name} out."
+        )
+
+
 def did_you_mean(name: object, names: Iterable[str], cutoff: float = 0.6) -> str:
     """How a sentence about an unknown name ends: with the nearest name that exists, if one is near.
 

@@ -1,4 +1,4 @@
-"""Damaged and malicious checkpoints, and a server for them."""
+"""Damaged and malicious checkpoints and a server for them, and whether two runs ended alike."""
 
 import http.server
 import os
@@ -6,6 +6,11 @@ import threading
 import zipfile
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+
+import torch
+
+from tests.contract.nets import assert_equal_state
 
 
 def flip(path, record="data/0", offset=0):
@@ -23,6 +28,20 @@ def flip(path, record="data/0", offset=0):
 def truncate(path, size=100):
     """Cut bytes off the end."""
     path.write_bytes(path.read_bytes()[:-size])
+
+
+def last_of(runs):
+    """The newest ``last.ckpt`` of the runs of a name, given by their folder."""
+    path = max(Path(runs).glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+    return torch.load(path, weights_only=True)
+
+
+def assert_the_same_end(ours, theirs, steps):
+    """That the runs of two names ended after so many steps with the same weights and optimizer, bit for bit."""
+    a, b = last_of(ours), last_of(theirs)
+    assert a["global_step"] == b["global_step"] == steps
+    assert_equal_state(a["state_dict"], b["state_dict"])
+    assert_equal_state(a["optimizer_states"][0], b["optimizer_states"][0])
 
 
 class Payload:

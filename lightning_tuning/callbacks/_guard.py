@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import LBFGS
 
-from lightning_tuning.errors import DivergenceError, check_choice, check_count, check_range
+from lightning_tuning.errors import DivergenceError, check_choice, check_count, check_range, check_used
 
 from ._bad_batches import FILE, blame, note_bad_batches
 from ._diagnosis import diagnose
@@ -35,6 +35,8 @@ class Guard(Callback):
         check_range("lr_factor", lr_factor, 0, 1, open_low=True, open_high=True)
         check_count("rewind_every", rewind_every, 1)
         check_count("max_total", max_total, 1, optional=True)
+        check_used("lr_factor", lr_factor, 0.5, "action: reduce_lr", action == "reduce_lr")
+        check_used("rewind_every", rewind_every, 100, "action: rewind", action == "rewind")
         self.patience = patience
         self.action: str = action
         self.lr_factor = lr_factor

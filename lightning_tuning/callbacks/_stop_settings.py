@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
+from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range, check_used
 from lightning_tuning.functional.smoothing import check_smoothing
 from lightning_tuning.functional.stopping import MetricRule, Span, Stop, StopRule, StopState
 from lightning_tuning.timing.durations import FORMS, check_duration, duration_of
@@ -52,6 +52,9 @@ def check_settings(settings: Mapping[str, Any], names: Sequence[str], train_moni
                 f"of {name} stops. The stopping threshold must be the {'smaller' if mode == 'min' else 'larger'} one."
             )
     check_choice("combine", settings["combine"], ("all", "any"))
+    check_used("combine", settings["combine"], "all", "a list of metrics as monitor", len(names) > 1)
+    differences = (*_each("min_delta", settings["min_delta"], names), settings["max_gap"])
+    check_used("relative", settings["relative"], False, "a min_delta or max_gap", any(differences))
     check_smoothing("smoothing", settings["smoothing"])
     _check_span("patience", settings["patience"])
     _check_span("start_from", settings["start_from"])

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_tuning.checkpoint_file import read_checkpoint
-from lightning_tuning.errors import InvalidValueError, NoEffectError, check_choice
+from lightning_tuning.errors import InvalidValueError, NoEffectError, check_choice, check_used
 from lightning_tuning.functional import greedy_soup, uniform_soup
 from lightning_tuning.whole_file import write_whole
 
@@ -89,6 +89,8 @@ class CheckpointSoup(Callback):
             )
         if monitor is not None and mode is None:
             raise InvalidValueError(f"monitor is {monitor!r}, but mode is None; write mode: min or mode: max.")
+        for name, value in {"monitor": monitor, "mode": mode}.items():
+            check_used(name, value, None, "method: greedy", method == "greedy")
         self.checkpoints = checkpoints
         self.method = method
         self.monitor = monitor

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_tuning.errors import check_choice, check_count
+from lightning_tuning.errors import check_choice, check_count, check_used
 
 from ._clipped_share import ClippedShare
 from ._gradients import (
@@ -89,6 +89,7 @@ class GradientNorm(StepFollower):
         super().__init__()
         check_choice("group_by", group_by, _GROUPS)
         check_count("depth", depth, 1)
+        check_used("depth", depth, 1, "group_by: module", group_by == "module")
         self.group_by = group_by
         self.depth = depth
         self.update_ratio = update_ratio

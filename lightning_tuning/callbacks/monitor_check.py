@@ -69,7 +69,7 @@ def explain_missing(owner: str, monitor: str, logged: Sequence[str], otherwise: 
     """The message about a monitored metric that was not logged.
 
     Args:
-        owner: The class that monitors.
+        owner: The class that monitors, or the option that says what is monitored.
         monitor: The metric.
         logged: The metrics that there are.
         otherwise: What to do if none of them has a similar name.
@@ -78,7 +78,8 @@ def explain_missing(owner: str, monitor: str, logged: Sequence[str], otherwise: 
     there_is = f"It logs: {', '.join(logged)}." if logged else "It logs nothing."
     close = difflib.get_close_matches(monitor, logged, n=1)
     advice = f"Did you mean {close[0]!r}?" if close else otherwise
-    return f"{owner} monitors {monitor!r}, which {who} never logs. {there_is} {advice}"
+    verb = "is" if "." in owner else "monitors"
+    return f"{owner} {verb} {monitor!r}, which {who} never logs. {there_is} {advice}"
 
 
 def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
@@ -88,7 +89,7 @@ def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
         for monitor in monitored if isinstance(monitored, (list, tuple)) else [monitored]:
             is_counter = isinstance(callback, ModelCheckpoint) and monitor in _COUNTERS
             if isinstance(monitor, str) and getattr(callback, "strict", True) and not is_counter:
-                yield type(callback).__name__, monitor
+                yield getattr(callback, "option", None) or type(callback).__name__, monitor
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau and config.monitor is not None and config.strict:
             yield type(config.scheduler).__name__, config.monitor

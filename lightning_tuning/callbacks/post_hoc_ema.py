@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_tuning.checkpoint_file import checked
-from lightning_tuning.errors import InvalidValueError, check_choice, check_range
+from lightning_tuning.errors import InvalidValueError, check_choice, check_range, check_used
 from lightning_tuning.functional import (
     LARGEST_SIGMA_REL,
     WeightAverage,
@@ -100,6 +100,10 @@ class PostHocEMA(AveragingCallback):
                 check_range(name, value, 0.0, LARGEST_SIGMA_REL, open_low=True)
         check_duration("store_every", store_every)
         check_choice("mode", mode, ("min", "max"))
+        check_used("monitor", monitor, "val/loss", "candidates", bool(candidates))
+        check_used("mode", mode, "min", "candidates", bool(candidates))
+        if candidates:
+            check_used("final", final, "average", "candidates: null", False)
         self.sigma_rels = tuple(sigma_rels)
         self.store_every = store_every
         self.candidates = candidates

@@ -18,6 +18,7 @@ from lightning_tuning.errors import (
     check_choice,
     check_count,
     check_range,
+    check_used,
 )
 from lightning_tuning.functional import step_was_skipped
 from lightning_tuning.timing.curves import Curve
@@ -108,6 +109,8 @@ class Schedule(Callback):
             check_range("layer_decay", layer_decay, 0, 1, open_low=True)
         check_count("reference_batch", reference_batch, 1, optional=True)
         check_choice("batch_rule", batch_rule, ("linear", "sqrt"))
+        check_used("warmup_from", warmup_from, 0.0, "a warmup", warmup is not None)
+        check_used("batch_rule", batch_rule, "linear", "a reference_batch", reference_batch is not None)
         self.target = target
         for name, given in {"layer_decay": layer_decay, "reference_batch": reference_batch}.items():
             if given is not None and not self.sets_lr:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_tuning.errors import InvalidValueError, check_count
+from lightning_tuning.errors import InvalidValueError, check_count, check_used
 from lightning_tuning.functional import cycle_factor, cycle_length
 from lightning_tuning.timing.progress import total_steps
 
@@ -73,6 +73,8 @@ class SnapshotEnsemble(Callback):
             raise InvalidValueError(f"members is {members}; it must be at most cycles, {cycles}.")
         if isinstance(checkpoints, str) or checkpoints == []:
             raise InvalidValueError(f"checkpoints is {checkpoints!r}; it must be a list of files, or None.")
+        for name, value, default in (("cycles", cycles, 5), ("members", members, None), ("sets_lr", sets_lr, True)):
+            check_used(name, value, default, "checkpoints: null", checkpoints is None)
         self.cycles = cycles
         self.members = members
         self.sets_lr = sets_lr

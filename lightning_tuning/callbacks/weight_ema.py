@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_tuning.errors import InvalidValueError, check_count, check_range
+from lightning_tuning.errors import InvalidValueError, check_count, check_range, check_used
 from lightning_tuning.functional import LARGEST_SIGMA_REL, ema_decay, gamma_of, half_life_decay, power_decay
 from lightning_tuning.timing.durations import check_duration, duration_of
 from lightning_tuning.timing.progress import total_steps
@@ -92,6 +92,8 @@ class WeightEMA(AveragingCallback):
             )
         if decay is not None:
             check_range("decay", decay, 0.0, 1.0)
+        if sigma_rel is not None and warmup_power is not None:
+            check_used("warmup_power", warmup_power, 1.0, "a decay or half_life", False)
         self.decay = decay
         self.half_life = half_life
         self.sigma_rel = sigma_rel

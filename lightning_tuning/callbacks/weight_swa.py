@@ -8,7 +8,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_tuning.errors import NoEffectError, check_range
+from lightning_tuning.errors import NoEffectError, check_range, check_used
 from lightning_tuning.timing.durations import check_duration, duration_of
 from lightning_tuning.timing.progress import total_steps
 
@@ -32,7 +32,7 @@ class WeightSWA(AveragingCallback):
         lr: Learning rate that training moves to from ``start`` on, > 0, whatever the schedule says; groups keep their
             proportions. A rate that is high for the end of a run, such as a tenth to a half of the highest, lets the
             weights move around the minimum that the mean lies in. Null: the schedule goes on.
-        anneal: Duration of that move, along a cosine; ``0st`` moves at once. Without ``lr`` of no effect.
+        anneal: Duration of that move, along a cosine; ``0st`` moves at once. For ``lr`` alone.
         buffers: ``recompute`` batch norm's running statistics, as said; ``average`` them like weights; ``copy`` uses
             those of the weights.
         offload: Whether the mean is kept in the CPU's memory, for a copy of the weights at each update.
@@ -71,6 +71,7 @@ class WeightSWA(AveragingCallback):
         if lr is not None:
             check_range("lr", lr, open_low=True)
         check_duration("anneal", anneal, positive=False)
+        check_used("anneal", anneal, "0.05dur", "an lr", lr is not None)
         self.every = every
         self.lr = lr
         self.anneal = anneal

@@ -123,12 +123,7 @@ class _Check:
         kwargs = dict(self.kwargs())
         given = kwargs.get("callbacks") or []
         callbacks = [c for c in (given if isinstance(given, list) else [given]) if not isinstance(c, Checkpoint)]
-        watch = Watch(folder, log, leg, saves)
-        window = kwargs.get("accumulate_grad_batches") or 1
-        kwargs["limit_train_batches"] = self.batches or max(4, 2 * window + window // 2)
-        interval = kwargs.get("val_check_interval")
-        if isinstance(interval, int) and kwargs.get("check_val_every_n_epoch", 1) is not None:
-            kwargs["val_check_interval"] = min(interval, kwargs["limit_train_batches"])
+        watch = Watch(folder, log, leg, saves, self.batches)
         kwargs["limit_val_batches"] = 0 if kwargs.get("limit_val_batches") == 0 else 2
         kwargs.update(_OWN, callbacks=[*callbacks, watch], logger=log, default_root_dir=str(folder))
         # The checkpoint is the check's own, whatever the user's module puts into it.

@@ -57,12 +57,21 @@ class Watch(Checkpoint):
         leg: ``whole`` trains to the end, ``max_steps`` to a limit in the middle of an epoch, ``SIGTERM`` until the
             process is sent that signal, at the first batch of an accumulation window.
         saves: Whether to save at the moments.
+        batches: Training batches in an epoch. None: 4, or enough for two and a half accumulation windows.
     """
 
-    def __init__(self, folder: Path, log: LogRecord, leg: Leg = "whole", saves: bool = False) -> None:
-        self.folder, self.logged, self.leg, self.saves = folder, log, leg, saves
+    def __init__(
+        self, folder: Path, log: LogRecord, leg: Leg = "whole", saves: bool = False, batches: int | None = None
+    ) -> None:
+        self.folder, self.logged, self.leg, self.saves, self.batches = folder, log, leg, saves, batches
         self.states: list[tuple[int, int, int, dict[str, Any]]] = []
         self.facts: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        window = trainer.accumulate_grad_batches  # which another callback may just have set
+        trainer.limit_train_batches = batches = self.batches or max(4, 2 * window + window // 2)
+        if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is not None:
+            trainer.val_check_interval = min(trainer.val_check_interval, batches)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         combined = trainer.fit_loop._combined_loader

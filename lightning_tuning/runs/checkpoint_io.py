@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils._pytree import tree_iter
 
-from lightning_tuning.checkpoint_file import local_path, read_checkpoint
+from lightning_tuning.checkpoint_file import is_checkpoint, local_path, read_checkpoint
 from lightning_tuning.whole_file import write_whole
 
-_NO_SPACE = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+from .disk import is_full, megabytes, room, system_error
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -28,8 +26,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
     under its name there is the old one or the new one at any time. Where the system refuses to write, for one because
     the disk is full, a warning says so, the old checkpoint stays and training goes on; a checkpoint that the new one
     was to replace under another name is kept as long as there is none in its place. Loading compares the checksums and
-    unpickles data alone. Remote paths are written in Lightning's way; the folders of sharded checkpoints do not pass
-    here.
+    unpickles data alone. Removed are only checkpoints, and none elsewhere that the state of a loaded one names. Remote
+    paths are written in Lightning's way; the folders of sharded checkpoints do not pass here.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -42,6 +40,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """The path of the last checkpoint, if it could not be written."""
         self._stand_ins: dict[str, list[str]] = {}
         self._told_of_remote = False
+        self._remote_folders: set[str] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -55,19 +54,19 @@ class SafeCheckpointIO(TorchCheckpointIO):
         try:
             if local is None or storage_options is not None:
                 self._tell_of_remote(path)
+                self._remote_folders.add(str(path).rpartition("/")[0])
                 super().save_checkpoint(checkpoint, path, storage_options)
             else:
                 write_whole(checkpoint, local)
         except Exception as error:
-            refused = next((e for e in _chain(error, earlier) if isinstance(e, OSError)), None)
+            refused = system_error(error, earlier)
             if refused is None:
                 raise
             self._warn(refused, checkpoint, path, local)
             self.failed = str(path)
         else:
             self.failed = None
-            for file in self._stand_ins.pop(str(path), ()):
-                super().remove_checkpoint(file)
+            self._remove(self._stand_ins.pop(str(path), ()))
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
@@ -79,9 +78,6 @@ class SafeCheckpointIO(TorchCheckpointIO):
             map_location: As in ``torch.load``.
             weights_only: None means True; False runs the code that a local file holds.
         """
-        local = local_path(path)
-        if local is not None and local.is_dir():
-            return super().load_checkpoint(path, map_location, weights_only)
         return read_checkpoint(path, map_location, weights_only)
 
     def remove_checkpoint(self, path: _PATH) -> None:
@@ -91,16 +87,36 @@ class SafeCheckpointIO(TorchCheckpointIO):
             kept = [file for file in removed if file != self.failed]
             self._stand_ins.setdefault(self.failed, []).extend(kept)
             return
-        for file in removed:
-            super().remove_checkpoint(file)
+        self._remove(removed)
+
+    def _remove(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            if self._may_be_removed(path):
+                super().remove_checkpoint(path)
+
+    def _may_be_removed(self, path: str) -> bool:
+        """Whether a run's ModelCheckpoint can have written this. Its state comes from the checkpoint that a run goes on
+        from, and Lightning takes ``<its folder>/../..`` for a place within, and ``local://`` for another machine."""
+        local = local_path(path)
+        if local is None:
+            is_own = path.rpartition("/")[0] in self._remote_folders
+        elif not local.exists():
+            return False
+        else:
+            is_own = "://" not in path and ".." not in Path(path).parts and is_checkpoint(local)
+        if not is_own:
+            rank_zero_warn(
+                f"{path} was not removed: it is no checkpoint that this run can have written. The checkpoint that the "
+                "run goes on from names it; remove it by hand if it is one of yours."
+            )
+        return is_own
 
     def _warn(self, error: OSError, checkpoint: dict[str, Any], path: _PATH, local: Path | None) -> None:
         if self.failed is not None:
             return  # one warning until a checkpoint is written again
         space = ""
-        if error.errno in _NO_SPACE and local is not None:
-            free = shutil.disk_usage(next(folder for folder in local.parents if folder.is_dir())).free
-            space = f" It needs {_megabytes(_size(checkpoint))}, and {_megabytes(free)} are free there."
+        if is_full(error) and local is not None:
+            space = f" It needs {megabytes(_size(checkpoint))}, and {room(local.parent)} are free there."
         rank_zero_warn(
             f"The checkpoint {path} was not written: {error.strerror or error}.{space} Training goes on, and earlier "
             "checkpoints stay."
@@ -112,16 +128,5 @@ class SafeCheckpointIO(TorchCheckpointIO):
             rank_zero_info(f"{path} is remote: it is written in Lightning's way, without fsync and rename.")
 
 
-def _chain(error: BaseException | None, earlier: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that it was raised from or during, up to one that was under way before."""
-    while error is not None and error is not earlier:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _size(checkpoint: dict[str, Any]) -> int:
     return sum(leaf.nbytes for leaf in tree_iter(checkpoint) if isinstance(leaf, torch.Tensor))
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"

@@ -9,9 +9,11 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_tuning.checkpoint_file import damage
+from lightning_tuning.errors import did_you_mean
 from lightning_tuning.whole_file import whole_file
 
 from .checkpoint_io import SafeCheckpointIO
@@ -24,13 +26,16 @@ class RunCheckpoint(ModelCheckpoint):
 
     The last one has a callback of its own because ``ModelCheckpoint(monitor=..., save_last=True)`` writes ``last.ckpt``
     only in epochs that improve the metric. After a resume into a new folder the best checkpoint and its score are
-    carried over; ``ModelCheckpoint`` forgets them.
+    carried over, if it is whole; ``ModelCheckpoint`` forgets them.
 
     Args:
         filename: The file's name without ``.ckpt``.
         monitor: The metric.
         mode: ``max`` or ``min``.
     """
+
+    option: str | None = None
+    """The option of the command line that ``monitor`` comes from, for messages."""
 
     def __init__(self, filename: str = "last", monitor: str | None = None, mode: str = "min") -> None:
         # The last one must not wait for a validation, which need not come every epoch.
@@ -94,8 +99,22 @@ class RunCheckpoint(ModelCheckpoint):
             for name, value in before.items():
                 setattr(self, name, value)
 
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        try:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        except MisconfigurationException as error:
+            if self.option is None or self.monitor in monitor_candidates:
+                raise
+            hint = did_you_mean(self.monitor, names := [*trainer.callback_metrics])
+            raise MisconfigurationException(
+                f"{self.option} is {self.monitor!r}, which was not logged{hint} There is: {', '.join(names)}."
+            ) from error
+
 
 def default_checkpoints(monitor: str | None, mode: str | None) -> list[ModelCheckpoint]:
     """The callbacks that write ``checkpoints/best.ckpt`` (if there is a ``monitor``) and ``checkpoints/last.ckpt``."""
-    best = [RunCheckpoint("best", monitor, mode or "min")] if monitor else []
-    return [*best, RunCheckpoint()]
+    if not monitor:
+        return [RunCheckpoint()]
+    best = RunCheckpoint("best", monitor, mode or "min")
+    best.option = "run.monitor"
+    return [best, RunCheckpoint()]

@@ -8,11 +8,13 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_tuning.checkpoint_file import checked, damage, local_path, read_head
+from lightning_tuning.checkpoint_file import checked, damage, is_checkpoint, local_path, read_head
 from lightning_tuning.errors import CheckpointError, InvalidValueError, did_you_mean
 from lightning_tuning.named_code import refuse_code
 
 from .config import RunConfig
+
+_LAST = ("checkpoints/last.ckpt", "last.ckpt", "*/checkpoints/last.ckpt", "*/*/checkpoints/last.ckpt", "*.ckpt")
 
 
 def find_checkpoint(given: str | Path | None, run: RunConfig) -> Path | str | None:
@@ -46,13 +48,22 @@ def find_checkpoint(given: str | Path | None, run: RunConfig) -> Path | str | No
     if path is None or not path.exists():
         meant = "." if given == "best" else did_you_mean(given, ("last", "best", "auto"))
         raise InvalidValueError(f"ckpt_path is {str(given)!r}, but there is no {wanted}{meant}")
-    if (last := path / "checkpoints" / "last.ckpt").is_file():
-        raise InvalidValueError(f"ckpt_path is {str(given)!r}, the folder of a run; did you mean {str(last)!r}?")
+    if path.is_dir() and not is_checkpoint(path):
+        raise InvalidValueError(f"ckpt_path is {str(given)!r}, {_what_a_folder_is(path)}")
     if reason := damage(path):
         others = [other for other in _others(path) if damage(other) is None]
         hint = f" A whole one is {others[0]}." if others else ""
         raise CheckpointError(f"{path} is no whole checkpoint: {reason}.{hint}")
     return path
+
+
+def _what_a_folder_is(path: Path) -> str:
+    """How the sentence on a folder ends that is no checkpoint: with the newest one that is in it."""
+    what = "the folder of a run" if (path / _LAST[0]).is_file() else "a folder that is no checkpoint"
+    found = (max(path.glob(pattern), key=_time, default=None) for pattern in _LAST)
+    if (meant := next(filter(None, found), None)) is not None:
+        return f"{what}; did you mean {str(meant)!r}?"
+    return f"{what}. Write the path of a file, or last, best or auto, which look among the runs of this name."
 
 
 def newest_whole(run: RunConfig) -> Path | None:

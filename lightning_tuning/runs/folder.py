@@ -10,6 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_tuning.errors import InvalidValueError
 
+from .disk import is_full, room
+
 _VARIABLE = "LIGHTNING_TUNING_RUN_FOLDER"
 
 
@@ -26,19 +28,37 @@ def new_run_folder(root: str | Path, name: str, suffix: str = "", now: datetime 
         now: The time; default: the clock's.
 
     Raises:
-        InvalidValueError: No folder can be made there.
+        InvalidValueError: No folder can be made there, or nothing be written to it.
     """
     parent = Path(root, name)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidValueError(f"run.dir is {str(root)!r}, where no folder can be made: {error.strerror}.") from error
     stem = f"{now or datetime.now():%Y%m%d-%H%M%S}{suffix}"
     folder, number = parent / stem, 1
-    while not _make(folder):
-        number += 1
-        folder = parent / f"{stem}-{number}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while not _make(folder):
+            number += 1
+            folder = parent / f"{stem}-{number}"
+        _try_to_write(folder)
+    except OSError as error:
+        if is_full(error):
+            raise InvalidValueError(
+                f"{error.strerror}: no run can be written to {str(root)!r}, where {room(root)} are free. Make room, or "
+                "write --run.dir=FOLDER on another disk."
+            ) from error
+        raise InvalidValueError(f"run.dir is {str(root)!r}, where no folder can be made: {error.strerror}.") from error
     return folder
+
+
+def _try_to_write(folder: Path) -> None:
+    """Find a disk that is full now, and not when loggers have started processes and threads that complain each."""
+    file = folder / ".room"
+    try:
+        file.write_bytes(bytes(1000))
+    except OSError:
+        file.unlink(missing_ok=True)
+        folder.rmdir()
+        raise
+    file.unlink()
 
 
 def _make(folder: Path) -> bool:

@@ -18,6 +18,8 @@ _WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",
     # A dimension of size 1 has no stride of its own to differ in: nothing is copied.
     r"(?s)Grad strides do not match bucket view strides.*grad\.sizes\(\) = \[\d+, 1, ",
+    # Of transforms' default values in a saved configuration; Albumentations and YAML know lists alike.
+    r"\s*Dump\s+of\s+a\s+value\s+that\s+does\s+not\s+round-trip:\s+a\s+tuple\s+is\s+serialized\s+as\s+list",
     # An evaluation has no use for the checkpoint callbacks that every training run gets.
     r"Be aware that when using `ckpt_path`.*callbacks: \[(\"RunCheckpoint\{[^}]*\}\"(, )?)+\]\.$",
     r"Starting from v1\.9\.0, `tensorboardX` has been removed",

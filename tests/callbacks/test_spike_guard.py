@@ -169,7 +169,7 @@ def test_a_new_level_is_accepted_after_patience(tmp_path):
 
 @pytest.mark.parametrize("action", ["stop", "reduce_lr", "rewind"])
 def test_the_other_actions(action, tmp_path):
-    guard = SpikeGuard(warmup=3, patience=2, action=action, rewind_every=1)
+    guard = SpikeGuard(warmup=3, patience=2, action=action, **({"rewind_every": 1} if action == "rewind" else {}))
     net, poison = make(), Poison(4, 5, how="large")
     if action == "stop":
         with pytest.raises(DivergenceError, match=r"^SpikeGuard stopped .* above .* \(6 sigma of the last 4\)"):

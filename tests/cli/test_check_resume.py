@@ -1,6 +1,7 @@
 import re
 
 import pytest
+from torch.utils.data import ConcatDataset
 
 from lightning_tuning.cli import main
 from tests.cli.toy import ToyData, ToyModel
@@ -12,6 +13,13 @@ class Kept(ToyData):
 
     def train_dataloader(self):
         return KeptPlace(super().train_dataloader().dataset, self.batch_size)
+
+
+class Many(Kept):
+    """Batches enough for any window."""
+
+    def train_dataloader(self):
+        return KeptPlace(ConcatDataset([super().train_dataloader().dataset] * 5), self.batch_size)
 
 
 class Counting(ToyModel):
@@ -46,6 +54,16 @@ def test_a_certificate(check, tmp_path):
     assert rows[4:] == [["Every resumed run equals the uninterrupted one of 9 steps bit for bit."]]
     assert err == ""
     assert {path.name for path in tmp_path.iterdir()} == {"recipes"}  # no run's folder
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_the_global_batch_is_that_of_the_run(size, check):
+    """Batches of 8: two, or five, are accumulated; an epoch then has batches enough for two and a half windows."""
+    out, _ = check("--check.moments=[mid-epoch]", f"--run.global_batch_size={size}", f"--data={__name__}.Many")
+    window = size // 8
+    steps = -(-max(4, 2 * window + window // 2) // window)
+    assert out.splitlines()[-1] == f"Every resumed run equals the uninterrupted one of {3 * steps} steps bit for bit."
+    assert re.search(rf"^mid-epoch +step {steps + -(-steps // 2)} +equal$", out, re.M)
 
 
 def test_a_difference_ends_with_code_1(check):

@@ -5,12 +5,17 @@ import re
 import resource
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
 from lightning_tuning.runs import read_journal
 from tests.helpers_checkpoints import Payload, flip, served, truncate
 
+REASON = (
+    "it is no checkpoint that this run can have written. The checkpoint that the run goes on from names it; remove it "
+    "by hand if it is one of yours."
+)
 SHORT = ("--trainer.max_epochs=1", "--run.test=false")
 
 
@@ -74,6 +79,76 @@ def test_a_checkpoint_cannot_choose_what_is_imported(run, capsys):
         torch.save({**content, "hyper_parameters": hparams}, "evil.ckpt")
         run("test", "--ckpt_path=evil.ckpt", code=0 if key == "_class_path" else 2)
     assert not Path("ran").exists()
+
+
+OWN = ("--run.monitor=null", "--trainer.callbacks+=ModelCheckpoint")
+KEPT = (*OWN, "--trainer.callbacks.dirpath=kept")
+PLACES = {
+    "up and down": "{kept}/../home/own.ckpt",
+    "a folder": "{kept}/../home",
+    "another name of the system": "local://{home}/own.ckpt",
+    "by address": "file://{home}",
+    "remote": "memory://home/own.ckpt",
+    "no checkpoint": "{kept}/notes.txt",
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "settings"),
+    [*((place, (*KEPT, "--trainer.callbacks.save_last=true")) for place in PLACES.values()), ("local://{home}", OWN)],
+    ids=[*PLACES, "without dirpath"],
+)
+def test_a_checkpoint_cannot_choose_what_is_removed(place, settings, run, tmp_path, recwarn):
+    """ModelCheckpoint removes what its state names as the last or the best one so far."""
+    run("fit", *SHORT, *settings)
+    home, kept = tmp_path / "home", tmp_path / "kept"
+    home.mkdir()
+    kept.mkdir(exist_ok=True)
+    torch.save({}, home / "own.ckpt")
+    (kept / "notes.txt").write_text("mine")
+    with fsspec.open("memory://home/own.ckpt", "wb") as remote:
+        remote.write(b"mine")
+    content = torch.load(next(tmp_path.glob("**/epoch=0-step=3.ckpt")), weights_only=True)
+    victim = place.format(kept=kept, home=home)
+    for state in content["callbacks"].values():
+        if "best_model_path" in state:
+            state |= {"best_model_path": victim, "last_model_path": victim, "kth_best_model_path": victim}
+    torch.save(content, "evil.ckpt")
+    run("fit", "--trainer.max_epochs=2", "--run.test=false", "--ckpt_path=evil.ckpt", *settings)
+    assert (home / "own.ckpt").is_file()
+    assert (kept / "notes.txt").read_text() == "mine"
+    assert fsspec.filesystem("memory").cat("/home/own.ckpt") == b"mine"
+    told = {str(warning.message) for warning in recwarn if "was not removed" in str(warning.message)}
+    assert told <= {f"{victim} was not removed: {REASON}"}
+    assert bool(told) == (place != "file://{home}")  # ModelCheckpoint itself does not take this one for its own
+
+
+def test_its_own_earlier_checkpoints_are_removed(run, tmp_path):
+    """Also those that the run before the resume wrote."""
+    run("fit", *SHORT, *KEPT)
+    (first,) = (tmp_path / "kept").iterdir()
+    run("fit", "--trainer.max_epochs=2", "--run.test=false", "--ckpt_path=kept/epoch=0-step=3.ckpt", *KEPT)
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {first.name, "epoch=1-step=6.ckpt"}
+    run("fit", "--trainer.max_epochs=4", "--run.test=false", "--ckpt_path=kept/epoch=1-step=6.ckpt", *KEPT)
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
+        first.name,
+        "epoch=1-step=6.ckpt",
+        "epoch=3-step=12.ckpt",
+    }
+
+
+@pytest.mark.parametrize("file", ["secret.txt", "best.ckpt"])
+def test_no_file_but_a_checkpoint_is_taken_for_the_best(file, run, tmp_path):
+    content = torch.load(run("fit", *SHORT) / "checkpoints/last.ckpt", weights_only=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / file).write_text("mine")
+    for state in content["callbacks"].values():
+        if "best_model_path" in state:
+            state["best_model_path"] = str(tmp_path / "home" / file)
+    torch.save(content, "evil.ckpt")
+    folder = run("fit", "--trainer.max_epochs=2", "--ckpt_path=evil.ckpt")
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["global_step"] == 6
 
 
 def test_a_checkpoint_at_an_address_brings_its_arguments(run, tmp_path):

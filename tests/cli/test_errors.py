@@ -62,6 +62,14 @@ MODEL = "--model=tests.cli.toy."
             "'sync_batch'; got batchnorm",
         ),
         (["--model=ImageClassifier", "--model.class_weights=[a]"], "class_weights: expected float; got a"),
+        (
+            ["--trainer.accumulate_grad_batches=0"],
+            "lightning-tuning: trainer.accumulate_grad_batches is 0; it must be an integer of at least 1.",
+        ),
+        (
+            ["--data.batch_size=-4"],
+            "lightning-tuning: batch_size should be a positive integer value, but got batch_size=-4",
+        ),
         (["--run.mode=null"], "Write --run.mode=max if a larger value is better"),
         (["--run.name=a/b"], "run.name is 'a/b'; it must be the name of one folder."),
         (["--run.monitor=val/acuracy"], "'val/acuracy'"),
@@ -80,6 +88,10 @@ MODEL = "--model=tests.cli.toy."
         (
             ["--trainer.callbacks+=FiniteGuard", "--trainer.callbacks+=FiniteGuard"],
             "trainer.callbacks lists FiniteGuard twice, and a checkpoint cannot tell the two apart. Leave one out.",
+        ),
+        (
+            ["--trainer.callbacks+=lightning_tuning.runs.GlobalBatch", "--run.global_batch_size=8"],
+            "run.global_batch_size is 8, but the configuration has a GlobalBatch of its own. Leave one of them out.",
         ),
         (["--trainer.callbacks+=ModelCheckpoint"], "run.monitor is 'val/accuracy', but the configuration has"),
     ],

@@ -8,10 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from lightning.pytorch import Callback
 
-from tests.contract.nets import assert_equal_state
+from tests.helpers_checkpoints import assert_the_same_end, last_of
 
 from .test_process import command
 
@@ -59,18 +58,6 @@ def fit(tmp_path, monkeypatch):
     return fit
 
 
-def last(name):
-    path = max(Path("runs", name).glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
-    return torch.load(path, weights_only=True)
-
-
-def assert_the_same_end(a, b):
-    ours, theirs = last(a), last(b)
-    assert ours["global_step"] == theirs["global_step"] == 9
-    assert_equal_state(ours["state_dict"], theirs["state_dict"])
-    assert_equal_state(ours["optimizer_states"][0], theirs["optimizer_states"][0])
-
-
 def test_a_chain_of_five_sigkills(fit):
     assert fit("whole").returncode == 0
     places = sorted(random.Random(7).sample(range(2, BATCHES), 5))
@@ -78,7 +65,7 @@ def test_a_chain_of_five_sigkills(fit):
     assert len(list(Path("runs/killed").iterdir())) == 5
     done = fit("killed")
     assert done.returncode == 0, done.stderr
-    assert_the_same_end("whole", "killed")
+    assert_the_same_end("runs/whole", "runs/killed", 9)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -87,8 +74,8 @@ def test_sigterm_to_one_of_two_ranks_within_a_window(fit, rank):
     stopped = fit("stopped", 8, signal.SIGTERM, rank, *two)  # the first batch of a window of the second epoch
     assert stopped.returncode == 143, stopped.stderr
     assert "Stopped by SIGTERM after step 5. Continue with --ckpt_path=" in stopped.stderr
-    assert last("stopped")["global_step"] == 5
+    assert last_of("runs/stopped")["global_step"] == 5
     for name in ("stopped", "whole"):
         done = fit(name, -1, 9, 0, *two)
         assert done.returncode == 0, done.stderr
-    assert_the_same_end("whole", "stopped")
+    assert_the_same_end("runs/whole", "runs/stopped", 9)

@@ -42,6 +42,19 @@ ONLY = "model: write class_path: CLASS and below init_args its arguments, and no
             ["--data=DigitDataModule"],
             f"data: there is no class 'DigitDataModule'; did you mean 'DigitsDataModule'? {CLASS}",
         ),
+        (
+            ["--data=ImageClasifier"],
+            "data: there is no class 'ImageClasifier'. A class of yours is written with its module: my_module.",
+        ),
+        (
+            ["--data=ImageClassifier"],
+            "data: ImageClassifier is a LightningModule; here a LightningDataModule is needed.",
+        ),
+        (["--model=DigitsDataModule"], "model: DigitsDataModule is a LightningDataModule; here a LightningModule is"),
+        (["--trainer.callbacks+=CSVLogger"], "trainer.callbacks: CSVLogger is a Logger; here a Callback is needed."),
+        (["--trainer.logger=WeightEMA"], "trainer.logger: WeightEMA is a Callback; here a Logger is needed."),
+        (["--config=recipes"], "recipes: it is a folder; did you mean 'recipes/toy/config.yaml'?"),
+        (["--config=runs"], "runs: it is a folder. Write the path of a file."),
         (["--model=zzz"], f"model: there is no class 'zzz'. {CLASS}zzz"),
         (
             ["--model=my_modul.A"],
@@ -58,6 +71,7 @@ ONLY = "model: write class_path: CLASS and below init_args its arguments, and no
 )
 def test_options(args, message, config, capsys, monkeypatch):
     monkeypatch.syspath_prepend(Path.cwd())
+    Path("runs").mkdir()
     for name in ("config.yml", "empty.yaml", "my_module.py"):
         Path(name).touch()
     Path("imports.py").write_text("import nothing_here")
@@ -102,6 +116,7 @@ def test_a_mistake_in_a_file_names_the_file(text, message, config, capsys):
 
 LATER = "--trainer.num_sanity_val_steps=0"  # no validation before the training that could tell
 STOPPING = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/los")
+CHECKPOINT = ("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=val/acuracy")
 LOGGED = "lr-SGD, train/loss, train/loss_step, val/loss, val/accuracy, train/loss_epoch, train/accuracy"
 PLATEAU = "tests.cli.toy.Plateau"
 
@@ -111,7 +126,7 @@ PLATEAU = "tests.cli.toy.Plateau"
     [
         (
             ["--run.monitor=val/acuracy"],
-            "RunCheckpoint monitors 'val/acuracy', which validation never logs. It logs: val/accuracy, val/loss. "
+            "run.monitor is 'val/acuracy', which validation never logs. It logs: val/accuracy, val/loss. "
             "Did you mean 'val/accuracy'?",
         ),
         (
@@ -121,6 +136,10 @@ PLATEAU = "tests.cli.toy.Plateau"
         ),
         (
             [LATER, "--run.monitor=val/acuracy"],
+            f"run.monitor is 'val/acuracy', which was not logged; did you mean 'val/accuracy'? There is: {LOGGED}.",
+        ),
+        (
+            [LATER, "--run.monitor=null", *CHECKPOINT],
             "ModelCheckpoint monitors 'val/acuracy', which was not logged; did you mean 'val/accuracy'? There is: "
             f"{LOGGED}, epoch, step.",
         ),

@@ -44,6 +44,12 @@ def test_a_configuration_file_with_a_problem(folder, capsys):
     assert seen.err == "lightning-tuning: This would not train: see the problem above.\n"
 
 
+def test_settings_that_fit_would_refuse(capsys):
+    own = ["--trainer.callbacks+=ModelCheckpoint", "--run.monitor=val/accuracy", "--run.mode=max"]
+    assert main(["plan", *MODEL, *own]) == 2
+    assert "the configuration has a ModelCheckpoint of its own, which replaces" in capsys.readouterr().err
+
+
 def test_callbacks_that_change_something_have_a_row():
     class Doubles(Callback):
         changes = ("gradient",)

@@ -50,6 +50,29 @@ def test_a_clean_run_is_quiet(config):
     assert f"folder             {folder.parent}/{folder.name}" in done.stdout
 
 
+@pytest.mark.parametrize("args", [("list",), ("fit",)])
+def test_a_reader_that_has_seen_enough(args, config):
+    options = ["-c", config, "--trainer.max_epochs=1"] if args == ("fit",) else []
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "lightning_tuning", *args, *options],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env=environment(),
+            timeout=200,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == 141
+    assert "BrokenPipe" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_two_processes_share_one_folder(config):
     done = command("fit", "-c", config, "-c", "preset:ddp", "--trainer.accelerator=cpu", "--trainer.devices=2")

@@ -44,6 +44,32 @@ def test_the_folder_of_a_run_is_no_checkpoint(run, capsys):
     )
 
 
+def test_a_folder_that_is_no_checkpoint(run, capsys):
+    Path("foreign").mkdir()
+    Path("foreign", "notes.txt").write_text("no checkpoint")
+    ckpt_path = "ckpt_path is '{}', a folder that is no checkpoint"
+    literal = ". Write the path of a file, or last, best or auto, which look among the runs of this name.\n"
+    assert run("fit", "--resume=foreign", code=2) is None
+    assert capsys.readouterr().err == f"lightning-tuning: {ckpt_path.format('foreign')}{literal}"
+    first = run("fit", "--run.test=false")
+    for folder in (first.parents[1], first.parent, first / "checkpoints"):
+        capsys.readouterr()
+        assert run("test", f"--resume={folder}", code=2) is None
+        hint = f"; did you mean '{first}/checkpoints/last.ckpt'?\n"
+        assert capsys.readouterr().err == f"lightning-tuning: {ckpt_path.format(folder)}{hint}"
+
+
+def test_a_sharded_checkpoint_without_its_strategy(run, capsys):
+    Path("sharded").mkdir()
+    torch.save({}, Path("sharded", "meta.pt"))
+    run("fit", "--resume=sharded", code=2)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "lightning-tuning: sharded is a folder and no file. If it is the checkpoint of a sharded model, its strategy "
+        "alone loads it (fsdp or another), and `python -m lightning.pytorch.utilities.consolidate_checkpoint sharded` "
+        "makes a file of it."
+    )
+
+
 def test_evaluations_take_it_too(run, summary):
     trained, tested = run("fit"), run("test", "--resume=best")
     assert summary(trained)["metrics"] == summary(tested)["metrics"]

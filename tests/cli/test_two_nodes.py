@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightning_tuning.runs import read_journal
-from tests.contract.nets import assert_equal_state
+from tests.helpers_checkpoints import assert_the_same_end, last_of
 
 from .nodes import two_nodes
 from .test_process import ROOT
@@ -69,27 +69,15 @@ def values(folder):
     return logged
 
 
-def last(folder):
-    path = max(Path(folder).glob("*/checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
-    return torch.load(path, weights_only=True)
-
-
-def assert_the_same_end(ours, theirs):
-    a, b = last(ours), last(theirs)
-    assert a["global_step"] == b["global_step"] == 12
-    assert_equal_state(a["state_dict"], b["state_dict"])
-    assert_equal_state(a["optimizer_states"][0], b["optimizer_states"][0])
-    assert values(ours) == values(theirs)
-
-
 def test_two_nodes_are_one_node_with_two_processes(nodes, whole):
     (ended,) = fit(nodes, "one", count=1)
     assert ended.code == 0, ended.output
-    assert_the_same_end(whole, nodes.folder / "runs/one")
+    assert_the_same_end(whole, nodes.folder / "runs/one", 12)
+    assert values(whole) == values(nodes.folder / "runs/one")
     assert len(list(whole.iterdir())) == 1  # the second node writes nothing
     logged = values(whole)
     assert {step for step, line in logged.items() if "train/mean_teacher" in line} == set(range(12))
-    states = last(whole)["state_dict"]
+    states = last_of(whole)["state_dict"]
     teacher = {key: value for key, value in states.items() if key.startswith("ema_teacher.network") and "weight" in key}
     assert teacher
     assert not any(torch.equal(value, states[key.removeprefix("ema_teacher.")]) for key, value in teacher.items())
@@ -101,10 +89,11 @@ def test_nodes_that_die_and_the_run_that_goes_on(nodes, whole):
         ended = fit(nodes, "killed", fate=f"{rank},{place},{KILL}")
         assert ended[rank].code == -KILL
         assert ended[1 - rank].code == 1, ended[1 - rank].output
-        assert last(nodes.folder / "runs/killed")["global_step"] == place
+        assert last_of(nodes.folder / "runs/killed")["global_step"] == place
     ended = fit(nodes, "killed")
     assert [node.code for node in ended] == [0, 0], ended
-    assert_the_same_end(nodes.folder / "runs/killed", whole)
+    assert_the_same_end(nodes.folder / "runs/killed", whole, 12)
+    assert values(nodes.folder / "runs/killed") == values(whole)
     assert len(list((nodes.folder / "runs/killed").iterdir())) == 3
 
 
@@ -114,4 +103,4 @@ def test_a_node_that_falls_silent_ends_the_others_after_the_timeout(nodes):
     first, second = fit(nodes, "silent", strategy, fate=f"1,6,{STOP}", grace=1)
     assert (first.code, second.code) == (1, None)
     assert re.search("Timed out waiting 15000ms|Application timeout caused pair closure", first.output), first.output
-    assert last(nodes.folder / "runs/silent")["global_step"] == 6
+    assert last_of(nodes.folder / "runs/silent")["global_step"] == 6

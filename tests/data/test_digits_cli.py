@@ -1,10 +1,14 @@
 """Every argument can be given on the command line and in YAML."""
 
+from pathlib import Path
+
 import albumentations as A
 import numpy as np
 import pytest
+import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
+from lightning_tuning.cli import main
 from lightning_tuning.data import DigitsDataModule
 
 # Its new name does not exist in the oldest release that is supported.
@@ -82,3 +86,31 @@ def test_help_describes_every_argument(parser):
     assert "How many training samples keep their label" in text
     assert "Labelled samples for each step and rank" in text
     assert "or a list of Albumentations transforms, in place of the 'weak' ones" in words
+
+
+TRANSFORMS = """
+model: {class_path: ImageClassifier, init_args: {network: mlp}}
+data:
+  class_path: DigitsDataModule
+  init_args:
+    num_labels: 40
+    weak_transforms:
+    - {class_path: albumentations.HorizontalFlip, init_args: {p: 0.5}}
+    - {class_path: albumentations.Affine, init_args: {rotate: [-5, 5], p: 1.0}}
+trainer: {max_epochs: 1, limit_val_batches: 1, accelerator: cpu, enable_progress_bar: false}
+run: {test: false}
+"""
+
+
+def test_transforms_in_a_run_are_no_noise_and_are_saved(tmp_path, monkeypatch, recwarn):
+    """Their default values are tuples, which YAML writes as lists; Albumentations takes both."""
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text(TRANSFORMS)
+    assert main(["fit", "--config=config.yaml", "--run.name=first"]) == 0
+    (saved,) = tmp_path.glob("runs/first/*/config.yaml")
+    assert main(["fit", f"--config={saved}", "--run.name=second"]) == 0
+    (again,) = tmp_path.glob("runs/second/*/checkpoints/last.ckpt")
+    files = (saved.parent / "checkpoints" / "last.ckpt", again)
+    first, second = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [str(w.message) for w in recwarn if "round-trip" in str(w.message)] == []

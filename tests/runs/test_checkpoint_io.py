@@ -163,6 +163,21 @@ def test_the_old_one_goes_only_when_the_new_one_is_whole(full_disk, tmp_path):
     assert names(tmp_path) == ["3.ckpt"]
 
 
+@pytest.mark.filterwarnings("ignore:The checkpoint .* was not written")
+def test_what_stands_in_is_looked_at_too(full_disk, tmp_path):
+    """A path from a foreign checkpoint's state, removed when there is room again."""
+    io, victim = SafeCheckpointIO(), tmp_path / "home" / "own.ckpt"
+    victim.parent.mkdir()
+    torch.save({}, victim)
+    full_disk(True)
+    io.save_checkpoint(content(), tmp_path / "kept" / "a.ckpt")
+    io.remove_checkpoint(f"{tmp_path}/kept/../home/own.ckpt")
+    full_disk(False)
+    with pytest.warns(UserWarning, match=r"home/own\.ckpt was not removed: it is no checkpoint that this run can"):
+        io.save_checkpoint(content(), tmp_path / "kept" / "a.ckpt")
+    assert victim.is_file()
+
+
 def test_one_callback_does_not_remove_what_another_keeps(full_disk, tmp_path):
     io, best, last = SafeCheckpointIO(), tmp_path / "best1.ckpt", tmp_path / "last.ckpt"
     io.save_checkpoint(content(), best)

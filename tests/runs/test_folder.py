@@ -1,8 +1,12 @@
+import errno
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
 
+from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.runs import new_run_folder
 from lightning_tuning.runs.folder import rank_zero_only, run_folder
 
@@ -21,6 +25,22 @@ def test_the_same_moment_gives_different_folders(tmp_path):
         folders = list(pool.map(lambda _: new_run_folder(tmp_path, "race", now=NOW), range(40)))
     assert len(set(folders)) == 40
     assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_disk_with_no_room_for_a_folder(tmp_path, monkeypatch):
+    new_run_folder(tmp_path, "toy", now=NOW)
+
+    def full(path, *args):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(InvalidValueError) as caught:
+        new_run_folder(tmp_path, "toy", now=NOW.replace(second=1))
+    assert re.fullmatch(
+        rf"No space left on device: no run can be written to '{tmp_path}', where [\d.]+ MB are free\. Make room, or "
+        r"write --run\.dir=FOLDER on another disk\.",
+        str(caught.value),
+    )
 
 
 def test_processes_of_one_run_share_its_folder(tmp_path, monkeypatch):

@@ -33,4 +33,7 @@ def test_warnings_by_their_text():
     assert warned(ckpt.format(f"\"EarlyStopping{{'monitor': 'a'}}\", {best}"))
     assert not warned("Grad strides do not match bucket view strides.\ngrad.sizes() = [16, 1, 3, 3], strides()")
     assert warned("Grad strides do not match bucket view strides.\ngrad.sizes() = [16, 8, 3, 3], strides()")
+    dump = "\n    Dump of a value that does not round-trip: a {} is serialized as {} and,\n    since the type\n"
+    assert not warned(dump.format("tuple", "list"))
+    assert warned(dump.format("set", "list"))
     assert warned("The dirpath has changed")
