@@ -20,7 +20,7 @@ from lightning_tuning.cli_audit import COMMAND as AUDIT
 from lightning_tuning.cli_audit import run_audit
 from lightning_tuning.cli_checkpoint import add_resume, parse_with_checkpoint
 from lightning_tuning.cli_defaults import all_callbacks, as_list, wandb_logger, with_safe_checkpoints
-from lightning_tuning.cli_ending import check_finite, draw_curves, finish, not_finite
+from lightning_tuning.cli_ending import check_finite, draw_curves, finish, leave_process_group, not_finite
 from lightning_tuning.cli_messages import full_disk, stopped, told
 from lightning_tuning.cli_pages import ALL_OPTIONS, COMMANDS, answer
 from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, raised_by_constructor
@@ -67,6 +67,7 @@ def main(args: Sequence[str] | None = None) -> int:
             if args[0] == AUDIT:
                 return run_audit(args[1:])
             TuningCLI(args)
+            leave_process_group()
     except BaseException as error:
         if (code := told(error, debug)) is None:
             raise

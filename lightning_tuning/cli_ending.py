@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import distributed
 
 from lightning_tuning.callbacks._pictures import show_picture
 from lightning_tuning.errors import DivergenceError
@@ -24,6 +25,16 @@ def draw_curves(trainer: Trainer, folder: Path) -> None:
             show_picture(trainer, path)
     except Exception as error:  # never in place of the error that ended the training
         print(f"lightning-tuning: the curves could not be drawn: {error!r}", file=sys.stderr)
+
+
+def leave_process_group() -> None:
+    """End the exchange with the run's other processes, before the interpreter takes down what its threads use.
+
+    Lightning does so for NCCL alone. Under load a finished process of gloo was seen to abort at its exit, and torchrun
+    took the run for a failed one.
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def not_finite(module: LightningModule) -> list[str]:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_tuning.checkpoint_preflight import check_loadable
+from lightning_tuning.data_ranks import data_ranks
 from lightning_tuning.errors import CheckpointError, InvalidValueError
 
 from ._epoch_means import finished_metrics, reset_metrics, restore_sums, sums_of_ranks
@@ -138,11 +139,11 @@ class ExactResume(Callback):
         self._reseed(trainer.current_epoch, _HOOKS)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._reseed(trainer.current_epoch, batch_idx, trainer.global_rank)
+        self._reseed(trainer.current_epoch, batch_idx, data_ranks(trainer)[1])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._reseed(trainer.current_epoch, trainer.fit_loop.batch_idx, trainer.global_rank, _VALIDATION)
+            self._reseed(trainer.current_epoch, trainer.fit_loop.batch_idx, data_ranks(trainer)[1], _VALIDATION)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")

@@ -26,6 +26,7 @@ from lightning_tuning.data.split_manifest import Split, load_split
 from lightning_tuning.data.split_record import check_split, check_usable, digests, record_split
 from lightning_tuning.data.weighted_order import balanced_weights
 from lightning_tuning.data.workers import worker_count
+from lightning_tuning.data_ranks import data_ranks
 from lightning_tuning.errors import InvalidValueError, check_choice, check_count, check_range
 
 LARGEST_SEED = 2**32 - 1
@@ -360,7 +361,7 @@ class KeyedDataModule(PlainDataModule, ABC):
 
     @property
     def _world_and_rank(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return data_ranks(self.trainer) if self.trainer else (1, 0)
 
     def _on_cuda(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

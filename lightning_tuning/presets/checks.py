@@ -54,7 +54,7 @@ def check_runnable(names: Iterable[str], trainer: Mapping[str, Any]) -> None:
         own = preset_settings(name)
         _check_device(name, own, trainer, device)
         _check_precision(name, own, trainer, device)
-        _check_processes(name, own, trainer)
+        _check_processes(name, own, trainer, device)
         if own.get("strategy") == "ddp":
             _tell_of_one_process(name, trainer, device)
 
@@ -90,7 +90,7 @@ def _check_precision(name: str, own: Mapping, trainer: Mapping, device: str) -> 
         )
 
 
-def _check_processes(name: str, own: Mapping, trainer: Mapping) -> None:
+def _check_processes(name: str, own: Mapping, trainer: Mapping, device: str) -> None:
     if "devices" not in own:
         return
     started, nodes = launched(), trainer.get("num_nodes") or 1
@@ -100,18 +100,28 @@ def _check_processes(name: str, own: Mapping, trainer: Mapping) -> None:
                 f"preset {name} is for processes that torchrun or srun starts, none found; use {PREFIX}ddp"
             )
         return
-    devices = trainer.get("devices", "auto")
-    count = str(len(devices) if isinstance(devices, (list, tuple)) else devices)
-    if (count, nodes) != (str(started.devices), started.num_nodes):
+    count = _count(trainer.get("devices", "auto"), device)
+    if (count, nodes) != (started.devices, started.num_nodes):
         raise TuningError(
             f"preset {name} would run {_processes(count, nodes)}, but {started.by} has started "
             f"{_processes(started.devices, started.num_nodes)}; use {PREFIX}ddp with {PREFIX}multi_node"
         )
 
 
-def _processes(count: object, nodes: int) -> str:
+def _count(devices: Any, device: str) -> int:
+    """How many processes a devices argument stands for on a node."""
+    if isinstance(devices, str) and "," in devices:
+        devices = [number for number in devices.split(",") if number.strip()]
+    if isinstance(devices, (list, tuple)):
+        return len(devices)
+    if devices in ("auto", "-1", -1):
+        return torch.cuda.device_count() if device == "cuda" else 1
+    return int(devices)
+
+
+def _processes(count: int, nodes: int) -> str:
     where = "one node" if nodes == 1 else f"each of {nodes} nodes"
-    return f"{count} process{'' if str(count) == '1' else 'es'} on {where}"
+    return f"{count} process{'' if count == 1 else 'es'} on {where}"
 
 
 def _tell_of_one_process(name: str, trainer: Mapping, device: str) -> None:

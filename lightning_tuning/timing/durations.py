@@ -9,6 +9,7 @@ from typing import NamedTuple
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lightning_tuning.data_ranks import data_ranks
 from lightning_tuning.errors import InvalidValueError
 
 from .progress import steps_in_epochs, total_steps
@@ -151,6 +152,20 @@ def unrounded(steps: float) -> float:
 def samples_per_batch(trainer: Trainer) -> int | None:
     """The samples in a training batch of all ranks; of a batch with streams, the labelled ones. None if the data
     loader does not tell."""
-    loader = trainer.train_dataloader
-    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "sampler", None), "batch_size", None)
-    return size * trainer.world_size if isinstance(size, int) else None
+    size = batch_size_of(trainer.train_dataloader)
+    return None if size is None else size * data_ranks(trainer)[0]
+
+
+def batch_size_of(loader: object) -> int | None:
+    """The samples in a batch of a loader, or of a datamodule that has a ``batch_size``; None if it does not tell.
+
+    Example:
+        >>> from torch.utils.data import BatchSampler, DataLoader
+        >>> batch_size_of(DataLoader(range(9), batch_sampler=BatchSampler(range(9), 3, drop_last=False)))
+        3
+    """
+    for name in (None, "hparams", "batch_sampler", "sampler"):
+        size = getattr(getattr(loader, name, None) if name else loader, "batch_size", None)
+        if isinstance(size, int):
+            return size
+    return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing import ProcessRaisedException
 
-from lightning_tuning.callbacks import MicroBatch
+from lightning_tuning.callbacks import FiniteGuard, MicroBatch
 from lightning_tuning.callbacks._window_gradients import average_over_ranks
 from lightning_tuning.errors import TuningError
 from tests.contract.nets import assert_equal_state
@@ -75,6 +76,38 @@ def test_one_rank_that_fails_lets_no_other_wait_and_both_end_as_with_all_memory(
     assert_equal_state(without_counts(rank0), without_counts(rank1))
     assert rank0["passed"] == rank1["passed"] == 6 * 4  # the other rank passes its batches in four parts too
     assert_close(without_counts(rank0), without_counts(wanted), 1e-12)
+
+
+def test_a_last_batch_that_is_smaller_on_one_rank(tmp_path):
+    """12 samples and 11, in batches of 4: the mean over the ranks is DDP's, of each rank's own mean."""
+    settings = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}
+    _, (wanted, _) = on_two(Logs().double(), tmp_path, loader=data(23, 4), **settings)
+    net = Logs(limit=1, rank=1, where="backward").double()
+    _, ranks = on_two(net, tmp_path, MicroBatch(), strategy="ddp_fork", loader=data(23, 4), **settings)
+    for rank in ranks:
+        assert_close(without_counts(rank), without_counts(wanted), 1e-12)
+
+
+class Broken(pl.Callback):
+    """A NaN in the second batch of rank 1."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (batch_idx, trainer.global_rank) == (1, 1):
+            batch[0][-1] = float("nan")
+
+
+@pytest.mark.filterwarnings("ignore:Step .*FiniteGuard")
+@pytest.mark.parametrize("accumulate", [1, pytest.param(3, marks=SLOW)])
+def test_a_nan_on_the_rank_that_has_too_little_memory(accumulate, tmp_path):
+    ends = []
+    for limit, callbacks in ((99, []), (1, [MicroBatch()])):
+        net, settings = Net(limit=limit, rank=1).double(), {"accumulate_grad_batches": accumulate, "max_epochs": 2}
+        _, ranks = on_two(net, tmp_path, *callbacks, Broken(), FiniteGuard(), strategy="ddp_fork", **settings)
+        assert_equal_state(*map(without_counts, ranks))
+        ends.append(without_counts(ranks[0]))
+    assert_close(*ends, 1e-12)
+    moved = [not torch.equal(value, ends[0][name]) for name, value in Net().double().named_parameters()]
+    assert all(moved) is (accumulate == 1)  # with three to a step, the NaN is in every one
 
 
 @SLOW

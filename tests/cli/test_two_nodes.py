@@ -18,7 +18,7 @@ from .test_process import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CONFIG = """
 model:
-  init_args: {ema_teacher_labels: true, mean_teacher_weight: 1, sam_rho: 0.05}
+  init_args: {ema_teacher_labels: true, mean_teacher_weight: 1, sam_rho: 0.05, dropout_rate: 0.1, dropout_inject: true}
 data:
   init_args: {num_labels: 200, batch_size: 8, unlabeled_batch_size: 16, steps_per_epoch: 4}
 trainer:
@@ -32,6 +32,7 @@ trainer:
     - class_path: ModelCheckpoint
       init_args: {filename: last, every_n_train_steps: 1, enable_version_counter: false}
     - class_path: tests.cli.nodes.Fate
+    - class_path: tests.cli.nodes.Digest
 run: {test: false}
 """
 RECIPE = ROOT / "recipes/digits_semi_supervised/config.yaml"
@@ -59,14 +60,29 @@ def whole(nodes):
     return nodes.folder / "runs/whole"
 
 
+def journals(folder):
+    return [list(read_journal(file)) for file in sorted(Path(folder).glob("*/metrics.jsonl"))]
+
+
 def values(folder):
     """What the runs of a name logged, by step, without the times."""
     logged: dict[int, dict] = {}
-    for file in sorted(Path(folder).glob("*/metrics.jsonl")):
-        for line in read_journal(file):
-            kept = {key: value for key, value in line.items() if "time" not in key and "seconds" not in key}
-            logged.setdefault(line["step"], {}).update(kept)
+    for line in (line for journal in journals(folder) for line in journal):
+        kept = {key: value for key, value in line.items() if "time" not in key and "seconds" not in key}
+        logged.setdefault(line["step"], {}).update(kept)
     return logged
+
+
+def trained_steps(folder):
+    """The optimizer steps that each run of a name made."""
+    return [sorted({line["step"] for line in journal if "train/mean_teacher" in line}) for journal in journals(folder)]
+
+
+def assert_ranks_agree(folder):
+    """On the whole state at the end, teachers and all."""
+    digests = [path.read_text() for path in sorted(Path(folder).glob("*/rank*.sha256"))]
+    assert len(digests) == 2
+    assert digests[0] == digests[1]
 
 
 def test_two_nodes_are_one_node_with_two_processes(nodes, whole):
@@ -75,8 +91,9 @@ def test_two_nodes_are_one_node_with_two_processes(nodes, whole):
     assert_the_same_end(whole, nodes.folder / "runs/one", 12)
     assert values(whole) == values(nodes.folder / "runs/one")
     assert len(list(whole.iterdir())) == 1  # the second node writes nothing
-    logged = values(whole)
-    assert {step for step, line in logged.items() if "train/mean_teacher" in line} == set(range(12))
+    assert_ranks_agree(whole)
+    assert_ranks_agree(nodes.folder / "runs/one")
+    assert trained_steps(whole) == [[*range(12)]]
     states = last_of(whole)["state_dict"]
     teacher = {key: value for key, value in states.items() if key.startswith("ema_teacher.network") and "weight" in key}
     assert teacher
@@ -94,7 +111,9 @@ def test_nodes_that_die_and_the_run_that_goes_on(nodes, whole):
     assert [node.code for node in ended] == [0, 0], ended
     assert_the_same_end(nodes.folder / "runs/killed", whole, 12)
     assert values(nodes.folder / "runs/killed") == values(whole)
-    assert len(list((nodes.folder / "runs/killed").iterdir())) == 3
+    assert_ranks_agree(nodes.folder / "runs/killed")
+    # Each goes on where the one before it ended.
+    assert trained_steps(nodes.folder / "runs/killed") == [[*range(6)], [*range(6, 9)], [*range(9, 12)]]
 
 
 def test_a_node_that_falls_silent_ends_the_others_after_the_timeout(nodes):

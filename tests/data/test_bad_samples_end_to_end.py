@@ -300,6 +300,6 @@ def test_each_rank_tells_of_its_own(tmp_path, monkeypatch):
     (root / data.keys[7]).write_bytes(b"")
     data.bad_samples.check(7, BadSampleError("a/007.png", "it is empty"))
     monkeypatch.setattr("lightning_utilities.core.rank_zero.rank_zero_only.rank", 1)
-    data.trainer = SimpleNamespace(world_size=2, global_rank=1)
+    data.trainer = SimpleNamespace(world_size=2, global_rank=1, strategy=None)
     with pytest.warns(UserWarning, match=r"^Rank 1: 1 of 200 samples is bad\.\n7: .*a/007.png: it is empty\.$"):
         data.teardown("fit")

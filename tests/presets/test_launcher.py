@@ -1,12 +1,13 @@
 """Processes that torchrun or srun has started."""
 
 import pytest
+import torch
 
 from lightning_tuning.errors import InvalidValueError, TuningError
 from lightning_tuning.presets import preset, preset_settings
 from lightning_tuning.presets.launcher import Launched, launched
 
-TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "WORLD_SIZE": "8"}
 SLURM = {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}
 
 
@@ -64,9 +65,51 @@ def test_slurm_without_tasks_per_node(started):
         launched()
 
 
+def test_one_task_of_a_job_that_has_more(started):
+    started(SLURM, SLURM_NTASKS="1", SLURM_NNODES="1")
+    assert preset("cpu")["devices"] == 1
+    assert preset("multi_node") == {"devices": 1, "num_nodes": 1}
+
+
+@pytest.mark.parametrize(
+    ("environment", "changes", "message"),
+    [
+        (
+            SLURM,
+            {"SLURM_NTASKS": "6"},
+            "srun has started 6 processes, which are not 4 on each of 2 nodes (SLURM_NTASKS_PER_NODE, SLURM_NNODES): "
+            "Lightning needs as many on each node.",
+        ),
+        (TORCHRUN, {"WORLD_SIZE": "7"}, "torchrun has started 7 processes, which are not 4 on each of 2 nodes ("),
+    ],
+)
+def test_nodes_with_different_numbers_of_processes(environment, changes, message, started):
+    started(environment, **changes)
+    with pytest.raises(InvalidValueError) as caught:
+        preset("multi_node", "ddp")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices"), [(4, "auto"), (4, -1), (4, "-1"), (8, "0,1,2,3"), (8, "4"), (8, 4), (8, (0, 2, 4, 6))]
+)
+def test_the_devices_in_other_words(gpus, devices, started, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    started(TORCHRUN)
+    assert preset("multi_node", "ddp", devices=devices)["devices"] == devices
+
+
 @pytest.mark.parametrize(
     ("names", "overrides", "would", "has"),
     [
+        (
+            ["multi_node"],
+            {"devices": "auto", "accelerator": "cpu"},
+            "multi_node would run 1 process on each of 2 nodes",
+            "4",
+        ),
+        (["multi_node"], {"devices": "3,"}, "multi_node would run 1 process on each of 2 nodes", "4 processes on"),
         (["cpu"], {}, "cpu would run 1 process on one node", "4 processes on each of 2 nodes"),
         (["ddp"], {}, "ddp would run 4 processes on one node", "4 processes on each of 2 nodes"),
         (["multi_node"], {"devices": [0, 1]}, "multi_node would run 2 processes on each of 2 nodes", "4 processes on"),

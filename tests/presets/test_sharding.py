@@ -4,6 +4,7 @@ import os
 import pickle
 import socket
 import traceback
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_tuning import DigitsDataModule
+from lightning_tuning.callbacks import ExactResume
+from lightning_tuning.data_ranks import data_ranks
 from lightning_tuning.presets import preset
+from lightning_tuning.runs import GlobalBatch
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", FSDPStrategy()], ids=str)
@@ -27,6 +32,15 @@ def test_fsdp_is_refused(strategy):
 def test_model_parallel_is_not_for_fp16():
     with pytest.raises(ValueError, match=r"`ModelParallelStrategy` does not support .*precision='16-mixed'"):
         Trainer(accelerator="cpu", devices=2, strategy=ModelParallelStrategy(2, 1), precision="16-mixed")
+
+
+def test_who_has_samples_of_its_own():
+    strategy = object.__new__(ModelParallelStrategy)
+    mesh = SimpleNamespace(size=lambda: 2, get_local_rank=lambda: 1)
+    for meshes, expected in ((None, (4, 3)), ({"data_parallel": mesh}, (2, 1))):
+        strategy._device_mesh = meshes
+        assert data_ranks(SimpleNamespace(strategy=strategy, world_size=4, global_rank=3)) == expected
+    assert data_ranks(Trainer(**preset("cpu", "fast"))) == (1, 0)
 
 
 class Net(LightningModule):
@@ -60,7 +74,26 @@ def train(strategy, shards, **settings):
 
 
 CLIPPED = {"gradient_clip_val": 0.05, "accumulate_grad_batches": 2}
+
+
+def shared(strategy):
+    """What a rank is given of the package's data, and draws: the first two batches' sums and a number each."""
+    seen = []
+
+    class Look(Net):
+        def training_step(self, batch, batch_idx):
+            seen.append((batch[0].sum().item(), torch.rand(1).item()))
+            return super().training_step((batch[0].flatten(1)[:, :4], batch[1] % 3), batch_idx)
+
+    callbacks, quiet = [ExactResume(), GlobalBatch(16)], {"enable_model_summary": False, "limit_val_batches": 0}
+    trainer = Trainer(**preset("cpu", "fast", devices=2, strategy=strategy, max_steps=2, callbacks=callbacks, **quiet))
+    trainer.fit(Look(True), DigitsDataModule(batch_size=8, num_workers=0))
+    return seen[:2], trainer.accumulate_grad_batches
+
+
 CASES = {
+    "tensors split": lambda: shared(ModelParallelStrategy(1, 2)),
+    "data split": lambda: shared(ModelParallelStrategy(2, 1)),
     "ddp": lambda: train("ddp", False),
     "sharded": lambda: train(ModelParallelStrategy(2, 1), True),
     "ddp, clipped": lambda: train("ddp", False, **CLIPPED),
@@ -97,10 +130,15 @@ def test_model_parallel_with_two_gloo_processes(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0], errors
     first, second = (pickle.loads((tmp_path / f"rank{rank}").read_bytes()) for rank in range(2))
 
+    # Processes that share tensors are given the same batches and draw the same numbers; those that share data are not.
+    assert first["tensors split"] == second["tensors split"]
+    assert first["tensors split"][1] == 2 * first["data split"][1] == 2
+    assert all(a != b for a, b in zip(first["data split"][0], second["data split"][0], strict=True))
+
     def apart(one, other):
         return max(abs(a - b).max() for a, b in zip(one[0], other[0], strict=True))
 
-    for name in CASES.keys() - {"nothing sharded"}:
+    for name in CASES.keys() - {"nothing sharded", "tensors split", "data split"}:
         assert apart(first[name], second[name]) == 0, name
     assert apart(first["sharded"], first["ddp"]) < 1e-6
     assert apart(first["sharded, clipped"], first["ddp, clipped"]) < 1e-6

@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 from lightning_tuning import DigitsDataModule
+from lightning_tuning.callbacks import Schedule
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.runs import GlobalBatch
 
@@ -134,6 +135,11 @@ def test_one_process_and_two_are_the_same_run(tmp_path):
             {"callbacks": [GradientAccumulationScheduler({0: 2})]},
             "global_batch_size is 16, but GradientAccumulationScheduler changes it. Leave one of them out.",
         ),
+        (
+            16,
+            {"callbacks": [Schedule("accumulation", "constant", value=4)], "max_epochs": 1},
+            "global_batch_size is 16, but Schedule(target='accumulation') changes it. Leave one of them out.",
+        ),
     ],
 )
 def test_a_size_that_cannot_be(size, settings, message, tmp_path):
@@ -141,6 +147,49 @@ def test_a_size_that_cannot_be(size, settings, message, tmp_path):
     with pytest.raises(InvalidValueError) as caught:
         train(tmp_path, GlobalBatch(size), *callbacks, **settings)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "told_size"),
+    [
+        (GradientAccumulationScheduler({0: 2, 1: 4}), "16 = 8 x 2 accumulated x 1 rank"),
+        (GradientAccumulationScheduler({1: 4}), "8 = 8 x 1 rank"),
+        (Schedule("accumulation", "constant", value=4), "32 = 8 x 4 accumulated x 1 rank"),
+    ],
+)
+@pytest.mark.filterwarnings("error:The checkpoint's run had")
+def test_an_accumulation_that_changes(scheduler, told_size, tmp_path, told):
+    """What is told is the number of the first epoch, also to a run that goes on in the second."""
+    data = {"data": digits(num_labels=64), "max_steps": -1}
+    trainer, _ = train(tmp_path, GlobalBatch(), scheduler, max_epochs=1, **data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    train(tmp_path, GlobalBatch(), scheduler, max_epochs=2, ckpt_path=tmp_path / "a.ckpt", **data)
+    assert line(told) == [f"Global batch {told_size} in the first epoch{END}"] * 2
+
+
+class Manual(Net):
+    """Steps by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+def test_manual_optimization_is_not_accumulated(tmp_path, told):
+    with pytest.raises(InvalidValueError) as caught:
+        train(tmp_path, GlobalBatch(16), net=Manual())
+    assert str(caught.value) == (
+        "global_batch_size is 16 = 8 x 1 rank x 2 accumulated, but Manual sets self.automatic_optimization = False, "
+        "and the Trainer cannot accumulate for it. Leave it out, or write 8."
+    )
+    assert train(tmp_path, GlobalBatch(8), net=Manual())[0].global_step == 4
+    assert line(told) == [f"Global batch 8 = 8 x 1 rank{END}"]
 
 
 def test_advice_for_several_ranks():
@@ -179,18 +228,30 @@ def test_a_second_fit_takes_the_size_again(tmp_path):
     assert (trainer.global_step, trainer.accumulate_grad_batches) == (6, 2)
 
 
-def test_a_resume_with_another_global_batch_warns(tmp_path):
-    trainer, _ = train(tmp_path, GlobalBatch(16))
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.warns(
-        UserWarning, match=r"^The checkpoint's run had a global batch of 16, this one has 8, at the same"
-    ):
-        train(tmp_path, GlobalBatch(), ckpt_path=tmp_path / "a.ckpt", max_steps=6)
+def test_a_second_fit_with_another_batch_size(tmp_path):
+    trainer, net = train(tmp_path, GlobalBatch(32))
+    for batch_size, accumulated in ((16, 2), (32, 1), (8, 4)):
+        trainer.fit_loop.epoch_loop.max_steps += 1
+        trainer.fit(net, digits(batch_size=batch_size))
+        assert trainer.accumulate_grad_batches == accumulated
 
 
-@pytest.mark.filterwarnings("error:The checkpoint's run had")
-def test_a_resume_with_the_same_global_batch_does_not(tmp_path):
-    trainer, _ = train(tmp_path, GlobalBatch(16))
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    resumed, _ = train(tmp_path, GlobalBatch(), data=digits(batch_size=16), ckpt_path=tmp_path / "a.ckpt", max_steps=6)
-    assert resumed.global_step == 6
+class Saved(LightningDataModule):
+    """Has its batch size among its hyper-parameters alone."""
+
+    def __init__(self, batch_size=8):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self):
+        return DataLoader(zeros(), self.hparams.batch_size)
+
+
+def zeros():
+    return TensorDataset(torch.randn(48, 1, 16, 16), torch.zeros(48, dtype=torch.long))
+
+
+def test_where_a_batch_size_may_be(tmp_path):
+    batches = BatchSampler(SequentialSampler(range(48)), 8, drop_last=False)
+    for data in (Saved(), DataLoader(zeros(), batch_sampler=batches), DataLoader(zeros(), None, sampler=batches)):
+        assert train(tmp_path, GlobalBatch(24), data=data, max_steps=2)[0].accumulate_grad_batches == 3
