@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers, which read __all__ of the parts
     from .callbacks import *  # noqa: F403
-    from .cli import TuningCLI as TuningCLI
+    from .cli.tuning_cli import TuningCLI as TuningCLI
     from .data import *  # noqa: F403
     from .export import load_exported as load_exported
     from .export import read_metadata as read_metadata
@@ -126,7 +126,7 @@ _HOME = {
     "presets": ("preset", "preset_names"),
     "resume": ("assert_resumes_exactly", "check_resume"),
     "runs": ("ResilientWandbLogger",),
-    "cli": ("TuningCLI",),
+    "cli.tuning_cli": ("TuningCLI",),
     "export": ("load_exported", "read_metadata"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from lightning_tuning.cli_pages import answer
+from lightning_tuning.cli.pages import answer
 
 _SIGPIPE_CODE = 141
 
@@ -29,7 +29,7 @@ def _answer_or_run() -> int:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for classes of the user's, my_module.MyModel; ``python -m`` has it already
     try:
-        from lightning_tuning.cli import main as run
+        from lightning_tuning.cli.tuning_cli import main as run
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130

@@ -82,7 +82,7 @@ def run(job: Job, folder: str) -> dict:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
-    from lightning_tuning.cli import main
+    from lightning_tuning.cli.tuning_cli import main
 
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its handler keeps the stream that we redirect

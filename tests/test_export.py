@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import lightning_tuning
 from lightning_tuning import EMATeacherMixin, FrozenTeacherMixin, WeightEMA, load_exported, read_metadata
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.errors import CheckpointError, InvalidValueError
 from lightning_tuning.export import export
 from tests.cli.toy import ToyData, ToyModel

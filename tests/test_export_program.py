@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_tuning import DropoutMixin, ImageClassifier
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.export import export
 from lightning_tuning.export_program import export_program

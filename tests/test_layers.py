@@ -13,15 +13,11 @@ import lightning_tuning
 
 PACKAGE = Path(lightning_tuning.__file__).parent
 LAYERS = (
-    (
-        *("cli", "cli_audit", "cli_curves", "cli_help", "cli_list", "cli_parser", "cli_plot", "cli_probe"),
-        *("cli_checkpoint", "cli_defaults", "cli_ending", "cli_explain", "cli_messages", "cli_nearest", "cli_pages"),
-        *("cli_resume", "export", "presets", "__main__"),
-    ),
-    ("modules", "resume", "export_program"),
-    ("mixins", "callbacks", "data", "runs"),
+    ("cli", "export", "presets", "__main__"),
+    ("modules", "resume", "runs", "export_program"),
+    ("mixins", "callbacks", "data"),
     ("timing", "checkpoint_file", "checkpoint_preflight"),
-    ("functional", "named_code", "whole_file"),
+    ("functional", "data_ranks", "named_code", "whole_file"),
     ("errors",),
 )
 """From top to bottom. A package may import what stands below it and itself."""

@@ -30,7 +30,7 @@ import yaml
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from lightning_tuning.cli import TuningCLI
+from lightning_tuning.cli.tuning_cli import TuningCLI
 from lightning_tuning.runs.folder import new_run_folder
 from lightning_tuning.runs.quiet import quiet
 from recipes.measure import interval

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 
 CONFIG = """
 model: {class_path: tests.cli.toy.ToyModel}

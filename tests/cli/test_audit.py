@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_tuning.cli import main
-from lightning_tuning.cli_audit import audit_parser
+from lightning_tuning.cli.audit import audit_parser
+from lightning_tuning.cli.tuning_cli import main
 
 FILES = {"audit.csv", "audit.md", "contact_sheet.png"}
 
@@ -150,7 +150,7 @@ def test_it_takes_every_key_of_every_command(monkeypatch):
             keys.update(name.partition(".")[0] for name in subparser.get_defaults().keys())  # noqa: SIM118
         raise InterruptedError
 
-    monkeypatch.setattr("lightning_tuning.cli.TuningCLI.parse_arguments", stop)
+    monkeypatch.setattr("lightning_tuning.cli.tuning_cli.TuningCLI.parse_arguments", stop)
     with pytest.raises(InterruptedError):
         main(["fit"])
     assert {"model", "trainer", "data", "ckpt_path", "lr_scheduler"} < keys

@@ -3,7 +3,7 @@ import re
 import pytest
 from torch.utils.data import ConcatDataset
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from tests.cli.toy import ToyData, ToyModel
 from tests.resume.users_own import KeptPlace
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_tuning.__main__ import main as entry_point
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.errors import InvalidValueError
 
 MODEL = "--model=tests.cli.toy."

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from lightning_tuning.__main__ import main as entry_point
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 
 from .test_process import assert_no_noise, command
 
@@ -146,7 +146,7 @@ def test_ctrl_c_while_the_code_is_loaded(capsys, monkeypatch):
         def __getattr__(self, name):
             raise KeyboardInterrupt
 
-    monkeypatch.setitem(sys.modules, "lightning_tuning.cli", Loading("lightning_tuning.cli"))
+    monkeypatch.setitem(sys.modules, "lightning_tuning.cli.tuning_cli", Loading("lightning_tuning.cli.tuning_cli"))
     monkeypatch.setattr(sys, "argv", ["lightning-tuning", "fit"])
     assert entry_point() == 130
     assert capsys.readouterr() == ("", "Interrupted.\n")

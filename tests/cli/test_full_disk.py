@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Callback
 
-from lightning_tuning.cli import main
-from lightning_tuning.cli_messages import full_disk
+from lightning_tuning.cli.messages import full_disk
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.runs import read_journal
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from tests.contract.nets import assert_equal_state
 
 CONFIG = """

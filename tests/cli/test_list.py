@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from lightning_tuning import callbacks, cli_help
-from lightning_tuning.cli import main
-from lightning_tuning.cli_list import listing
-from lightning_tuning.cli_pages import LISTING
+from lightning_tuning import callbacks
+from lightning_tuning.cli import short_help as cli_help
+from lightning_tuning.cli.listing import listing
+from lightning_tuning.cli.pages import LISTING
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.mixins import TECHNIQUES, SAMMixin
 from lightning_tuning.mixins.composition import own_arguments
 from lightning_tuning.presets import preset_names
@@ -54,7 +55,7 @@ def test_list_names_callbacks_and_presets(lines):
 
 
 def test_the_file_is_what_the_code_lists():
-    assert LISTING.read_text(encoding="utf-8") == f"{listing()}\n", "run `python -m lightning_tuning.cli_list`"
+    assert LISTING.read_text(encoding="utf-8") == f"{listing()}\n", "run `python -m lightning_tuning.cli.listing`"
 
 
 @pytest.fixture(scope="module")

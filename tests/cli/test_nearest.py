@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 
 HELP = "Help: lightning-tuning fit --help\n"
 CLASS = "A class of yours is written with its module: my_module."

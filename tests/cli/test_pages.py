@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import lightning_tuning
-from lightning_tuning.cli import TuningCLI, main
-from lightning_tuning.cli_pages import ALL_OPTIONS, COMMANDS, LISTING, answer, page_of, start_page
+from lightning_tuning.cli.pages import ALL_OPTIONS, COMMANDS, LISTING, answer, page_of, start_page
+from lightning_tuning.cli.tuning_cli import TuningCLI, main
 
 from .test_process import ROOT
 

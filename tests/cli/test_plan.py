@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch import Callback
 
 from lightning_tuning import GradientNorm, ImageClassifier, plan
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 
 MODEL = ["--model=ImageClassifier", "--model.network=mlp"]
 

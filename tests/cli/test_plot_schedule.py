@@ -20,9 +20,9 @@ from lightning_tuning import (
     Schedule,
     compose,
 )
-from lightning_tuning.cli_curves import Line, read_schedules
-from lightning_tuning.cli_plot import table
-from lightning_tuning.cli_probe import before_first_step
+from lightning_tuning.cli.curves import Line, read_schedules
+from lightning_tuning.cli.plot_schedule import table
+from lightning_tuning.cli.probe import before_first_step
 from lightning_tuning.errors import InvalidValueError
 from tests.cli.toy import ToyData, ToyModel
 

@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 from lightning_tuning.callbacks import ExactResume, GradientNorm, MonitorCheck
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.runs import GlobalBatch, read_journal
 from tests.cli.test_process import ROOT, command, environment
 from tests.cli.test_runs import count, trainer_of
@@ -125,7 +125,9 @@ def test_a_run_leaves_no_process_group(config, monkeypatch):
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     backends = []
-    monkeypatch.setattr("lightning_tuning.cli.finish", lambda *a, **k: backends.append(torch.distributed.get_backend()))
+    monkeypatch.setattr(
+        "lightning_tuning.cli.tuning_cli.finish", lambda *a, **k: backends.append(torch.distributed.get_backend())
+    )
     assert main(["fit", "-c", config, "-c=preset:ddp", "--trainer.accelerator=cpu", "--trainer.devices=1"]) == 0
     assert backends == ["gloo"]
     assert not torch.distributed.is_initialized()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from tests.helpers_wandb import run_id
 
 from .test_wandb_runs import WANDB, history, journal

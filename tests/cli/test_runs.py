@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lightning_tuning.runs.folder
 from lightning_tuning.callbacks import GradientNorm
-from lightning_tuning.cli import TuningCLI
+from lightning_tuning.cli.tuning_cli import TuningCLI
 from lightning_tuning.runs import JournalLogger, read_journal
 from tests.cli.toy import ToyData, ToyModel
 

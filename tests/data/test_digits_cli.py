@@ -8,7 +8,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.data import DigitsDataModule
 
 # Its new name does not exist in the oldest release that is supported.

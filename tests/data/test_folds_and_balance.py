@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.data import ArrayDataModule, DigitsDataModule
 from lightning_tuning.errors import InvalidValueError
 

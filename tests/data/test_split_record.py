@@ -291,7 +291,7 @@ def test_two_ranks_write_one_file(tmp_path):
 
 
 def test_the_command_line_puts_it_into_the_runs_folder(animals, tmp_path, monkeypatch):
-    from lightning_tuning.cli import main
+    from lightning_tuning.cli.tuning_cli import main
 
     monkeypatch.chdir(tmp_path)
     arguments = f"""fit --model=ImageClassifier --model.network=mlp --model.num_classes=2 --model.image_size=8

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerState
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.data import ArrayDataModule, DigitsDataModule, SeededPipeline, Stream, named_transforms
 from lightning_tuning.data.sampler import KeyedSampler
 from lightning_tuning.errors import InvalidValueError

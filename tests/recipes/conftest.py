@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 
 ROOT = Path(__file__).parents[2]
 

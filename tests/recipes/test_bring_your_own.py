@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "bring_your_own"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lightning_tuning.cli import main
+from lightning_tuning.cli.tuning_cli import main
 from lightning_tuning.mixins import TECHNIQUES
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lightning_tuning.cli_probe import world_size
+from lightning_tuning.cli.probe import world_size
 from lightning_tuning.errors import InvalidValueError, check_choice, check_count
 from lightning_tuning.resume import MOMENTS, ResumeReport, check_resume
 

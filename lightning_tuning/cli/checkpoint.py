@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_tuning.checkpoint_file import read_checkpoint
-from lightning_tuning.cli_parser import default_name
+from lightning_tuning.cli.parser import default_name
 from lightning_tuning.errors import InvalidValueError
 from lightning_tuning.runs.changed_arguments import changed_arguments, check_seed
 from lightning_tuning.runs.find_checkpoint import find_checkpoint, model_of_checkpoint

@@ -24,7 +24,7 @@ COMMANDS = {
 """Every command and what it is for; the parser takes the texts from here too."""
 
 LISTING = Path(__file__).with_name("listing.txt")
-"""What ``list`` prints. ``python -m lightning_tuning.cli_list`` writes it anew."""
+"""What ``list`` prints. ``python -m lightning_tuning.cli.listing`` writes it anew."""
 ALL_OPTIONS = "--help=all"
 _HELP = ("-h", "--help")
 

@@ -1,6 +1,6 @@
 """The techniques, callbacks and presets there are, as ``lightning-tuning list`` prints them from ``listing.txt``.
 
-``python -m lightning_tuning.cli_list`` writes that file anew.
+``python -m lightning_tuning.cli.listing`` writes that file anew.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from lightning.pytorch import Callback
 
 from lightning_tuning import callbacks
-from lightning_tuning.cli_pages import LISTING
+from lightning_tuning.cli.pages import LISTING
 from lightning_tuning.mixins import TECHNIQUES
 from lightning_tuning.mixins.composition import own_arguments
 from lightning_tuning.presets import PREFIX, preset_description, preset_names

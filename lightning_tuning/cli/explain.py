@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from jsonargparse import ArgumentParser
 
-from lightning_tuning.cli_nearest import (
+from lightning_tuning.cli.nearest import (
     PLACES,
     nearest_class,
     nearest_config,

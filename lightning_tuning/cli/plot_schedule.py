@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lightning_tuning.cli_curves import Line, Schedules, read_schedules
-from lightning_tuning.cli_probe import before_first_step, world_size
+from lightning_tuning.cli.curves import Line, Schedules, read_schedules
+from lightning_tuning.cli.probe import before_first_step, world_size
 from lightning_tuning.errors import InvalidValueError, check_count
 
 COMMAND = "plot-schedule"

@@ -9,8 +9,8 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from lightning_tuning.cli_pages import COMMANDS
-from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, default_name, raised_by_constructor
+from lightning_tuning.cli.pages import COMMANDS
+from lightning_tuning.cli.parser import ConfigOrPreset, TuningParser, default_name, raised_by_constructor
 from lightning_tuning.data.audit import audit_samples, conclusion, find, save_sheet, set_up, summary, write_report
 from lightning_tuning.data.keyed_datamodule import KeyedDataModule
 from lightning_tuning.errors import InvalidValueError

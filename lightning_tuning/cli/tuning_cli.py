@@ -16,18 +16,18 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 # Imported for their names: a class that is imported can be written without its module.
 from lightning_tuning import __version__, callbacks, data, mixins, modules  # noqa: F401
-from lightning_tuning.cli_audit import COMMAND as AUDIT
-from lightning_tuning.cli_audit import run_audit
-from lightning_tuning.cli_checkpoint import add_resume, parse_with_checkpoint
-from lightning_tuning.cli_defaults import all_callbacks, as_list, wandb_logger, with_safe_checkpoints
-from lightning_tuning.cli_ending import check_finite, draw_curves, finish, leave_process_group, not_finite
-from lightning_tuning.cli_messages import full_disk, stopped, told
-from lightning_tuning.cli_pages import ALL_OPTIONS, COMMANDS, answer
-from lightning_tuning.cli_parser import ConfigOrPreset, TuningParser, raised_by_constructor
-from lightning_tuning.cli_plot import COMMAND as PLOT
-from lightning_tuning.cli_plot import PlotConfig, plot_schedule
-from lightning_tuning.cli_resume import COMMAND as CHECK
-from lightning_tuning.cli_resume import CheckConfig, check_configuration
+from lightning_tuning.cli.audit import COMMAND as AUDIT
+from lightning_tuning.cli.audit import run_audit
+from lightning_tuning.cli.check_resume import COMMAND as CHECK
+from lightning_tuning.cli.check_resume import CheckConfig, check_configuration
+from lightning_tuning.cli.checkpoint import add_resume, parse_with_checkpoint
+from lightning_tuning.cli.defaults import all_callbacks, as_list, wandb_logger, with_safe_checkpoints
+from lightning_tuning.cli.ending import check_finite, draw_curves, finish, leave_process_group, not_finite
+from lightning_tuning.cli.messages import full_disk, stopped, told
+from lightning_tuning.cli.pages import ALL_OPTIONS, COMMANDS, answer
+from lightning_tuning.cli.parser import ConfigOrPreset, TuningParser, raised_by_constructor
+from lightning_tuning.cli.plot_schedule import COMMAND as PLOT
+from lightning_tuning.cli.plot_schedule import PlotConfig, plot_schedule
 from lightning_tuning.errors import InvalidValueError, check_count
 from lightning_tuning.export import export
 from lightning_tuning.presets import preset_of

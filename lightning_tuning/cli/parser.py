@@ -13,8 +13,8 @@ from jsonargparse import ActionConfigFile
 from jsonargparse import Path as ConfigPath
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_tuning.cli_explain import explain
-from lightning_tuning.cli_help import ShortHelp
+from lightning_tuning.cli.explain import explain
+from lightning_tuning.cli.short_help import ShortHelp
 from lightning_tuning.presets import PREFIX, preset_of, preset_path, preset_settings
 
 
