@@ -89,13 +89,15 @@ def run(job: Job, folder: str) -> dict:
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     name = "".join(c if c.isalnum() else "_" for c in job.variant)
     fixed = [f"--seed_everything={job.seed}", f"--run.dir={folder}/runs", f"--run.name={name}_{job.seed}"]
-    output = io.StringIO()
+    runs, output = Path(folder, "runs", f"{name}_{job.seed}"), io.StringIO()
+    earlier = {*runs.glob("*/summary.json")}
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = main(["fit", *job.arguments, *fixed, "--trainer.enable_progress_bar=false"])
-    if code:
+    made = {*runs.glob("*/summary.json")} - earlier
+    # One that ended with weights that are not finite, code 3, was measured; one that a guard ended was not.
+    if code not in (0, 3) or not made:
         raise RuntimeError(f"{job.variant}, seed {job.seed} ended with code {code}:\n{output.getvalue()}")
-    newest = max(Path(folder, "runs", f"{name}_{job.seed}").glob("*/summary.json"))
-    summary = json.loads(newest.read_text())
+    summary = json.loads(max(made).read_text())
     return {
         "variant": job.variant,
         "seed": job.seed,

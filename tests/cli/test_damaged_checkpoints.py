@@ -146,7 +146,8 @@ def test_no_file_but_a_checkpoint_is_taken_for_the_best(file, run, tmp_path):
         if "best_model_path" in state:
             state["best_model_path"] = str(tmp_path / "home" / file)
     torch.save(content, "evil.ckpt")
-    folder = run("fit", "--trainer.max_epochs=2", "--ckpt_path=evil.ckpt")
+    with pytest.warns(UserWarning, match=f"home/{file}, does not count any more: it does not begin as torch"):
+        folder = run("fit", "--trainer.max_epochs=2", "--ckpt_path=evil.ckpt")
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["global_step"] == 6
 
