@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import contextlib
+import gc
 import logging
 import resource
 
@@ -62,3 +63,10 @@ def offline(tmp_path, monkeypatch):
     with contextlib.suppress(Exception):  # a test may have killed its process
         wandb.teardown()
     unset_globals()
+
+
+def pytest_collection_finish():
+    """Keep the garbage collector away from the thousands of collected tests: it would go through them again and again,
+    and copy their memory in each forked process."""
+    gc.collect()
+    gc.freeze()
