@@ -95,8 +95,8 @@ class HuggingFaceDataModule(EncodedImageDataModule):
         self.keys = [f"{split}/{row}" for split, table in tables.items() for row in range(len(table))]
         columns = {name: _values(tables, name) for name in self._columns}
         self.groups = np.array(self._fields(self.group, columns)) if self.group else None
-        weights = self._fields(self.weight, columns) if self.weight else []
-        self.weights = read_weights(self.weight, weights, self.path) if self.weight else None
+        if self.weight:
+            self.weights = read_weights(self.weight, self._fields(self.weight, columns), self.path)
         feature = tables[self.split].features[self.target[0]]
         names = getattr(getattr(feature, "feature", feature), "names", None)  # of a list, or itself
         labels, self.class_names = read_typed_targets(columns, self.task, self.path, names)

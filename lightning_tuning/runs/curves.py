@@ -12,6 +12,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_tuning.whole_file import whole_file
+
 from .journal import whole_journal
 
 Series = tuple[list[float], list[float]]
@@ -120,12 +122,9 @@ def save_curves(folder: str | Path) -> Path | None:
     figure = draw_curves(whole_journal(folder), f"{folder.parent.name}/{folder.name}")
     if figure is None:
         return None
-    path, part = folder / "curves.png", folder / ".curves.part.png"
-    try:
-        figure.savefig(part, dpi=110)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    path = folder / "curves.png"
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     return path
 
 
